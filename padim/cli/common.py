@@ -1,0 +1,198 @@
+"""What the commands share: options, errors, progress, measurements."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from padim.config import PRECISIONS, Config, preset_path
+from padim.errors import PadimError
+
+if TYPE_CHECKING:
+    from padim.data.loader import Sample
+
+log = logging.getLogger(__name__)
+
+USER_ERROR = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+class Command(Protocol):
+    """A command's entry point: arguments, by default those of the process, in; exit code out."""
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> int: ...
+
+
+def command(run: Command) -> Command:
+    """Make a function of command-line arguments a command: exit codes, and errors in one line on stderr."""
+
+    @functools.wraps(run)
+    def main(arguments: Sequence[str] | None = None) -> int:
+        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+        try:
+            return run(arguments)
+        except PadimError as error:
+            log_error(error)
+            return USER_ERROR
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except BrokenPipeError:  # whoever read the results has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+
+    return main
+
+
+def log_error(error: Exception) -> None:
+    """One line on stderr, whatever the message holds."""
+    log.error("%s", " ".join(str(error).splitlines()))
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    """`--data ROOT`."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("PADIM_DATA", "data/mvtec")),
+        metavar="ROOT",
+        help="folder of the categories (default: the variable PADIM_DATA, or data/mvtec)",
+    )
+
+
+def add_output_option(parser: argparse.ArgumentParser) -> None:
+    """`--output DIR`."""
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs"), metavar="DIR", help="folder of the models (default: runs)"
+    )
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """What changes the speed, and neither model nor figures."""
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=min(8, _cores()),
+        metavar="N",
+        help="threads that read images (default: one a core, at most 8)",
+    )
+    parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image or mask")
+
+
+def add_scoring_options(parser: argparse.ArgumentParser) -> None:
+    """What a fitted model can be run with."""
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="backbone weights, for models saved without (default: download)"
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="arithmetic of the backbone (default: as the model was trained)"
+    )
+    parser.add_argument("--batch-size", type=_positive, metavar="N", help="images at a time (default: as trained)")
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """`--config`, `--preset`, and an option for every field of the configuration."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--config", type=Path, metavar="FILE", help="configuration, a TOML file")
+    source.add_argument("--preset", metavar="NAME", help="a configuration that comes along (default: pytorch-r18)")
+    group = parser.add_argument_group("fields of the configuration, over those of the file")
+    for option in dataclasses.fields(Config):
+        default: Any = option.default
+        several = isinstance(default, tuple)
+        kind = type(default[0]) if several else type(default)
+        shown = " ".join(map(str, default)) if several else default
+        group.add_argument(
+            f"--{option.name.replace('_', '-')}",
+            type=kind,
+            nargs="*" if several else None,
+            choices=option.metadata["choices"] or None,
+            metavar=None
+            if option.metadata["choices"] and not several
+            else "N"
+            if kind is int
+            else kind.__name__.upper(),
+            help=f"{option.metadata['help']} (default: {shown})",
+        )
+
+
+def config_from(options: argparse.Namespace) -> Config:
+    """The configuration that the options ask for: command line over file over default."""
+    path = preset_path(options.preset) if options.preset else options.config
+    config = Config.from_toml(path) if path else Config()
+    given = {option.name: getattr(options, option.name) for option in dataclasses.fields(Config)}
+    return dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
+
+
+def pick_device(name: str) -> str:
+    """The device that an option names; `auto` is the best that there is.
+
+    Raises:
+        PadimError: the device isn't there.
+    """
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device, there in available.items() if there)
+    if not available[name]:
+        raise PadimError(f"--device {name}: torch finds no such device here; take --device cpu or auto")
+    return name
+
+
+def progress(samples: Iterable[Sample], total: int, what: str) -> Iterator[Sample]:
+    """The samples, with a progress bar on stderr where that is a terminal."""
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    with logging_redirect_tqdm():
+        yield from tqdm(samples, desc=what, total=total, unit="image", disable=None)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had so far."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file for people and programs, whole or not at all."""
+    from padim.files import atomic_write
+
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

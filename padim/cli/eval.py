@@ -1,0 +1,149 @@
+"""padim-eval: how well trained models find the defects of their test images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from padim.cli.common import (
+    USER_ERROR,
+    Parser,
+    add_data_option,
+    add_machine_options,
+    add_output_option,
+    add_scoring_options,
+    command,
+    log_error,
+    peak_memory_bytes,
+    pick_device,
+    progress,
+    write_json,
+)
+from padim.errors import PadimError
+
+if TYPE_CHECKING:
+    import argparse
+
+log = logging.getLogger(__name__)
+
+# Column heading -> key of the result.
+_COLUMNS = {
+    "image AUROC": "image_auroc",
+    "pixel AUROC": "pixel_auroc",
+    "AUPRO 0.3": "aupro",
+    "pixel AP": "pixel_ap",
+    "pixel F1-max": "pixel_f1_max",
+    "at": "pixel_f1_threshold",
+    "image F1-max": "image_f1_max",
+    "at ": "image_f1_threshold",
+}
+_NO_MEAN = ("pixel_f1_threshold", "image_f1_threshold")
+
+
+def parser() -> Parser:
+    """The command's options."""
+    result = Parser(
+        prog="padim-eval",
+        description="Score the test images of categories with their trained models and print the figures.",
+    )
+    result.add_argument(
+        "--category", nargs="+", default=["all"], metavar="NAME", help="categories (default: all trained ones)"
+    )
+    add_data_option(result)
+    add_output_option(result)
+    add_scoring_options(result)
+    add_machine_options(result)
+    result.add_argument("--json", action="store_true", help="print one JSON object a category instead of the table")
+    return result
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    names = options.category
+    if names == ["all"]:
+        names = sorted(path.parent.name for path in options.output.glob("*/model.safetensors"))
+        if not names:
+            raise PadimError(f"no trained model under {options.output}: run padim-train first, or pass --output DIR")
+    results: list[dict[str, Any]] = []
+    for name in names:
+        try:
+            result = _evaluate(name, options)
+        except PadimError as error:  # the other categories are evaluated all the same
+            log_error(PadimError(f"{name}: {error}"))
+            continue
+        if options.json:
+            print(json.dumps(result), flush=True)
+        results.append(result)
+    if results and not options.json:
+        print(_table(results))
+    return 0 if len(results) == len(names) else USER_ERROR
+
+
+def _evaluate(category: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate one category and write `eval.json` beside its model."""
+    from padim.data.items import test_items
+    from padim.data.loader import ImageLoader
+    from padim.data.transform import Transform
+    from padim.evaluate import evaluate_model
+    from padim.model import Padim
+
+    folder = options.output / category
+    items = test_items(options.data, category)
+    start = time.perf_counter()
+    device = pick_device(options.device)
+    model = Padim.load(
+        folder / "model.safetensors", weights=options.weights, device=device, precision=options.precision
+    )
+    loader = ImageLoader(items, Transform.of(model.config), workers=options.workers, strict=options.strict)
+    samples = progress(loader, len(items), category)
+    metrics, images = evaluate_model(model, samples, options.batch_size or model.config.batch_size)
+    result = {
+        "category": category,
+        "images": len(images),
+        "defective": sum(sample.defect != "good" for sample in images),
+        "skipped": loader.skipped,
+        "unmasked": loader.unmasked,
+        **dataclasses.asdict(metrics),
+        "seconds": round(time.perf_counter() - start, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    scores = [dataclasses.asdict(image) for image in images]
+    write_json(folder / "eval.json", result | {"config": model.config.to_dict(), "scores": scores})
+    return result
+
+
+def _table(results: Sequence[dict[str, Any]]) -> str:
+    """The results as text, one row a category and their plain mean."""
+    means = {key: None if key in _NO_MEAN else _mean(results, key) for key in _COLUMNS.values()}
+    total = {"category": "mean", "images": sum(result["images"] for result in results)}
+    rows = [["category", "images", *(heading.strip() for heading in _COLUMNS)]]
+    rows += [
+        [row["category"], str(row["images"]), *(_figure(row[key]) for key in _COLUMNS.values())]
+        for row in [*results, total | means]
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _mean(results: Sequence[dict[str, Any]], key: str) -> float | None:
+    values = [result[key] for result in results if result[key] is not None]
+    return sum(values) / len(values) if values else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""padim-predict: score images with a trained model and draw where they deviate."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from padim.cli.common import (
+    Parser,
+    add_machine_options,
+    add_scoring_options,
+    command,
+    pick_device,
+    progress,
+)
+from padim.errors import PadimError
+
+if TYPE_CHECKING:
+    import argparse
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from padim.data.loader import Sample
+    from padim.data.transform import Transform
+    from padim.report.colours import ColourScale
+
+log = logging.getLogger(__name__)
+
+# In multiples of the mean distance of normal images, where that is largest.
+_NORMAL_SELDOM_REACHES = 3
+
+
+def parser() -> Parser:
+    """The command's options."""
+    result = Parser(
+        prog="padim-predict",
+        description="Score images, write a heatmap of each, and print one JSON line an image.",
+    )
+    result.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="images; folders recursively")
+    result.add_argument("--model", type=Path, required=True, metavar="FILE", help="model that padim-train wrote")
+    result.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the pictures")
+    result.add_argument(
+        "--threshold", type=float, metavar="SCORE", help="scores from here on are anomalous (default: no verdict)"
+    )
+    result.add_argument(
+        "--range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="distances at the ends of the colours (default: 0 and twice the threshold, or 0 and what"
+        " normal images seldom reach)",
+    )
+    result.add_argument(
+        "--panel", action="store_true", help="also write image, heatmap, ground truth and contours side by side"
+    )
+    result.add_argument(
+        "--raw",
+        choices=("npy", "png16"),
+        help="also write the distances: float32, or 16-bit grey with 65535 at the upper end of the colours",
+    )
+    add_scoring_options(result)
+    add_machine_options(result)
+    return result
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    if options.range and not options.range[0] < options.range[1]:
+        raise PadimError("--range: LOW has to be below HIGH")
+
+    from padim.data.items import Item, collect_images, find_mask
+    from padim.data.loader import ImageLoader, batched, stack
+    from padim.data.transform import Transform
+    from padim.files import check_writable
+    from padim.model import Padim
+
+    check_writable(options.out)
+    names = collect_images(options.inputs, exclude=options.out)
+    items = [Item(path, mask=find_mask(path) if options.panel else None) for path in names]
+    model = Padim.load(
+        options.model,
+        weights=options.weights,
+        device=pick_device(options.device),
+        precision=options.precision,
+    )
+    transform = Transform.of(model.config)
+    loader = ImageLoader(items, transform, workers=options.workers, strict=options.strict, keep_originals=True)
+    scale = _colour_scale(options, model.about.normal_distance)
+    samples = progress(loader, len(items), "predict")
+    scored = 0
+    for batch in batched(samples, options.batch_size or min(8, model.config.batch_size)):
+        scores = model.score(stack(batch))
+        for sample, score, anomaly_map in zip(batch, scores.images.tolist(), scores.maps.cpu().numpy(), strict=True):
+            name = names[sample.item.path]
+            files = _write_pictures(options, name, sample, anomaly_map, scale, transform)
+            print(json.dumps(_line(sample, score, options.threshold) | files), flush=True)
+            scored += 1
+    if not scored:
+        raise PadimError("none of the images could be read")
+    if loader.skipped:
+        log.warning("%d of %d images were skipped", loader.skipped, len(items))
+    return 0
+
+
+def _colour_scale(options: argparse.Namespace, normal_distance: float) -> ColourScale:
+    """One scale for all images of the call, and of every call with the same model and options."""
+    from padim.report.colours import ColourScale
+
+    if options.range:
+        return ColourScale(*options.range)
+    if options.threshold:
+        return ColourScale(0, 2 * options.threshold)
+    return ColourScale(0, _NORMAL_SELDOM_REACHES * normal_distance)
+
+
+def _write_pictures(
+    options: argparse.Namespace,
+    name: Path,
+    sample: Sample,
+    anomaly_map: NDArray[np.float32],
+    scale: ColourScale,
+    transform: Transform,
+) -> dict[str, str]:
+    """Write what the options ask for; returns the kinds of files and their paths."""
+    from padim.report.overlay import save_overlay
+
+    assert sample.original is not None  # the loader keeps it
+    stem = options.out / name
+    files = {"heatmap": stem.with_name(f"{stem.name}_heatmap.png")}
+    save_overlay(files["heatmap"], sample.original, anomaly_map, transform.seen(*sample.original.size), scale)
+    if options.panel:
+        from padim.report.panel import save_panel
+
+        files["panel"] = stem.with_name(f"{stem.name}_panel.png")
+        image = transform.image(sample.original)
+        save_panel(files["panel"], image, anomaly_map, sample.mask, options.threshold, scale)
+    if options.raw:
+        from padim.report.raw import save_npy, save_png16
+
+        files["raw"] = stem.with_name(f"{stem.name}_map{'.npy' if options.raw == 'npy' else '.png'}")
+        if options.raw == "npy":
+            save_npy(files["raw"], anomaly_map)
+        else:
+            save_png16(files["raw"], anomaly_map, scale)
+    return {kind: str(path) for kind, path in files.items()}
+
+
+def _line(sample: Sample, score: float, threshold: float | None) -> dict[str, Any]:
+    verdict = None if threshold is None else "anomalous" if score >= threshold else "normal"
+    return {"path": str(sample.item.path), "score": score, "threshold": threshold, "verdict": verdict}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""padim-synth: make a synthetic category."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from padim.cli.common import Parser, command
+from padim.errors import PadimError
+
+
+def parser() -> Parser:
+    """The command's options."""
+    result = Parser(
+        prog="padim-synth",
+        description="Make a synthetic category in MVTec AD's layout, with five defect types and exact masks.",
+    )
+    result.add_argument("root", type=Path, metavar="ROOT", help="data root; the category becomes a folder of it")
+    result.add_argument("--kind", choices=("texture", "object"), default="texture", help="(default: texture)")
+    result.add_argument("--category", metavar="NAME", help="name of the category (default: the kind)")
+    result.add_argument(
+        "--size", type=int, nargs="+", default=[256], metavar="N", help="side, or height and width (default: 256)"
+    )
+    result.add_argument("--train", type=int, default=60, metavar="N", help="training images (default: 60)")
+    result.add_argument("--good", type=int, default=20, metavar="N", help="normal test images (default: 20)")
+    result.add_argument(
+        "--defective", type=int, default=6, metavar="N", help="test images of each defect type (default: 6)"
+    )
+    result.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+    return result
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    if len(options.size) > 2 or min(options.size) < 16:
+        raise PadimError("--size: give a side, or height and width, of at least 16 pixels")
+    if min(options.train, options.good, options.defective, options.seed) < 0:
+        raise PadimError("--train, --good, --defective and --seed can't be below 0")
+
+    from tqdm import tqdm
+
+    from padim.data.synth import DEFECTS, write_category
+
+    folder = options.root / (options.category or options.kind)
+    total = options.train + options.good + len(DEFECTS) * options.defective
+    images = write_category(
+        folder,
+        options.kind,
+        options.size[0],
+        options.size[-1],
+        options.train,
+        options.good,
+        options.defective,
+        options.seed,
+    )
+    for _ in tqdm(images, desc=folder.name, total=total, unit="image", disable=None):
+        pass
+    print(f"{folder}: {total} images")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

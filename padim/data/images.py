@@ -1,0 +1,54 @@
+"""Reading image files: what Pillow can, as 8-bit RGB, and nothing that a hostile file could exploit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from padim.errors import ImageError
+
+# EPS, PDF and the like are left out: reading them starts other programs.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "TGA")
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image in mode RGB, upright as its EXIF says; transparency is dropped, 16 bits become 8.
+
+    Raises:
+        ImageError: the file can't be read, is damaged, is a decompression bomb in Pillow's terms
+            (over 179 million pixels), or has floating point values.
+    """
+    image = _open(path)
+    if image.mode == "F":
+        raise ImageError(f"{path}: floating point images have no fixed range: save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it
+        grey = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def read_mask(path: Path) -> Image.Image:
+    """A mask in mode L: 255 where the file has anything above 0 in any colour channel, else 0.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    mask = _open(path)
+    values = np.asarray(mask if mask.mode in ("1", "L", "I;16", "I", "F") else mask.convert("RGB"))
+    defect = (values > 0) if values.ndim == 2 else (values > 0).any(axis=2)
+    return Image.fromarray(np.where(defect, 255, 0).astype(np.uint8))
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
+    except Exception as error:  # a damaged file can fail anywhere in Pillow's readers
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ImageError(f"can't read the image {path}: {reason}") from error

@@ -1,0 +1,136 @@
+"""Items in, batches of tensors out, read ahead by threads (Pillow decodes and resizes outside Python's lock)."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from padim.data.images import read_image, read_mask
+from padim.data.items import Item
+from padim.data.transform import Transform
+from padim.errors import ImageError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, ready for the backbone.
+
+    Attributes:
+        item: what it is and where it came from.
+        image: RGB, uint8, `[3, h, w]`.
+        mask: where it is defective, bool `[h, w]`; None where there is no ground truth.
+        original: the image before the transform, where the loader was asked to keep it.
+    """
+
+    item: Item
+    image: Tensor
+    mask: NDArray[np.bool_] | None
+    original: Image.Image | None
+
+
+class ImageLoader:
+    """Iterates over the samples of items in their order; what can't be read is named, skipped and counted.
+
+    Attributes:
+        skipped: how many images were left out so far.
+        unmasked: how many defective images had no usable mask so far.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        transform: Transform,
+        *,
+        workers: int,
+        strict: bool = False,
+        keep_originals: bool = False,
+    ) -> None:
+        """Reads with `workers` threads; `strict` makes the first unreadable file an error."""
+        self.items = items
+        self.transform = transform
+        self.workers = workers
+        self.strict = strict
+        self.keep_originals = keep_originals
+        self.skipped = 0
+        self.unmasked = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Raises ImageError, in strict mode, for the first image or mask that can't be used."""
+        items = iter(self.items)
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            ahead = deque(pool.submit(self._read, item) for item in islice(items, 4 * self.workers))
+            while ahead:
+                sample = self._result(ahead.popleft())
+                ahead.extend(pool.submit(self._read, item) for item in islice(items, 1))
+                if sample is not None:
+                    yield sample
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, item: Item) -> tuple[Sample, ImageError | None]:
+        """A sample, and what is wrong with its mask."""
+        image = read_image(item.path)
+        pixels = torch.from_numpy(np.array(self.transform.image(image))).permute(2, 0, 1)
+        mask, problem = None, None
+        try:
+            mask = self._mask(item, image)
+        except ImageError as error:
+            problem = error
+        return Sample(item, pixels, mask, image if self.keep_originals else None), problem
+
+    def _mask(self, item: Item, image: Image.Image) -> NDArray[np.bool_] | None:
+        """Where the item is defective, as the backbone sees it."""
+        if item.mask is None:
+            if item.defect is None:
+                return None
+            if not item.anomalous:
+                return np.zeros(self.transform.size, dtype=bool)
+            raise ImageError(f"no mask for {item.path}: expected ground_truth/{item.defect}/{item.path.stem}_mask.png")
+        mask = read_mask(item.mask)
+        if abs(mask.width * image.height - mask.height * image.width) > max(mask.size + image.size):
+            raise ImageError(f"the mask {item.mask} is {mask.size}, which is another shape than its image {image.size}")
+        return np.asarray(self.transform.mask(mask)) > 0
+
+    def _result(self, future: Future[tuple[Sample, ImageError | None]]) -> Sample | None:
+        try:
+            sample, problem = future.result()
+        except ImageError as error:
+            if self.strict:
+                raise
+            self.skipped += 1
+            log.warning("skipped: %s", error)
+            return None
+        if problem is not None:
+            if self.strict:
+                raise problem
+            self.unmasked += 1
+            log.warning("left out of the pixel metrics: %s", problem)
+        return sample
+
+
+def batched(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    """Groups of `size` samples, the last one smaller."""
+    remaining = iter(samples)
+    while batch := list(islice(remaining, size)):
+        yield batch
+
+
+def stack(batch: Sequence[Sample]) -> Tensor:
+    """The images of a batch as one tensor `[n, 3, h, w]`, uint8."""
+    return torch.stack([sample.image for sample in batch])

@@ -1,0 +1,47 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from padim.errors import PadimError
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder if need be, and make sure that files can be written there, before long work starts.
+
+    Raises:
+        PadimError: they can't.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise PadimError(f"can't write to the folder {folder}: {error.strerror or error}") from error
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give the path of a new file beside `path` to write to; it takes that name once all went well.
+
+    Whoever is killed before that leaves the old file, or none. Folders are made as needed.
+
+    Raises:
+        PadimError: the file can't be written.
+    """
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("r+b") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise PadimError(f"can't write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

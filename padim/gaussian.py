@@ -1,0 +1,230 @@
+"""One Gaussian per position of a pyramid of features, in memory shared between positions.
+
+The embedding of a position joins the features of L levels, from coarse to fine. The grids nest, so
+all positions inside one coarse cell have the coarse features in common, and with them the leading
+block of their covariance, of its Cholesky factor and of that factor's inverse K. Row blocks are
+therefore kept once a cell of their own level, never once a position:
+
+    K[i][j] : [cells_i, d_i, d_j]    for j <= i, level 0 being the coarsest
+
+    M(p)^2 = sum_i | sum_{j <= i} K[i][j] (x_j - mean_j) |^2
+
+which is the Mahalanobis distance of Defard et al. 2020 (equation 2), not an approximation of it;
+`padim.dense` is the plain form. This module knows nothing of images: features come as
+`[cells_i, d_i, n]`, coarse to fine, and the cells of a level that lie in one coarser cell follow one
+another, so that a product with a coarser level is one batched product on the coarser grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from padim.errors import PadimError
+
+# Blocks [cells_i, d_i, d_j] of a matrix that is block lower triangular over the levels.
+Blocks = list[list[Tensor]]
+
+# How many floats the factorisation may hold beside its input and its result.
+_CHUNK_FLOATS = 8_000_000
+
+
+def _stack(fine: Tensor, cells: int) -> Tensor:
+    """View `[cells_i, rows, k]` on a coarser grid: `[cells, cells_i / cells * rows, k]`."""
+    rows, columns = fine.shape[1:]
+    return fine.view(cells, len(fine) // cells * rows, columns)
+
+
+def _add_product(out: Tensor, fine: Tensor, coarse: Tensor, weight: float = 1.0) -> None:
+    """Add to `out`, `[cells_i, d, e]`, each cell's matrix in `fine` times that in `coarse` of its parent."""
+    cells = len(coarse)
+    _stack(out, cells).baddbmm_(_stack(fine, cells), coarse, alpha=weight)
+
+
+def _add_products(blocks: Blocks, features: Sequence[Tensor], weight: float) -> None:
+    """Add `weight * x_i x_j^T`, summed over the n columns of `[cells_i, d_i, n]`, to every block."""
+    for i, fine in enumerate(features):
+        for j, coarse in enumerate(features[: i + 1]):
+            _add_product(blocks[i][j], fine, coarse.mT, weight)
+
+
+@dataclass
+class Moments:
+    """Count, sums and second moments about a fixed shift, for every cell of every level.
+
+    A value of fixed size, whatever the number of images: `update` takes in a batch, `merge` another
+    part of the same images, `Gaussian.fit` turns it into a model.
+
+    Attributes:
+        count: how many images were taken in.
+        shift: a point near the mean, `[cells_i, d_i, 1]` a level; moments about it lose no digits.
+        total: sum of x - shift, `[cells_i, d_i, 1]` a level.
+        second: sum of (x_i - shift_i) (x_j - shift_j)^T, blocks `[cells_i, d_i, d_j]`.
+    """
+
+    count: int
+    shift: list[Tensor]
+    total: list[Tensor]
+    second: Blocks
+
+    @classmethod
+    def about(cls, features: Sequence[Tensor]) -> Moments:
+        """Empty moments whose shift is the mean of a batch of features, `[cells_i, d_i, n]` a level."""
+        shift = [level.mean(dim=2, keepdim=True) for level in features]
+        return cls(
+            count=0,
+            shift=shift,
+            total=[torch.zeros_like(level) for level in shift],
+            second=[
+                [fine.new_zeros(len(fine), fine.shape[1], coarse.shape[1]) for coarse in shift[: i + 1]]
+                for i, fine in enumerate(shift)
+            ],
+        )
+
+    def update(self, features: Sequence[Tensor]) -> None:
+        """Take in n images' features, `[cells_i, d_i, n]` a level.
+
+        Raises:
+            PadimError: a feature is not finite; nothing has been taken in then.
+        """
+        if not all(bool(level.isfinite().all()) for level in features):
+            raise PadimError(
+                "the backbone gave features that are not finite: check the weights, or use another --precision"
+            )
+        centred = [level - shift for level, shift in zip(features, self.shift, strict=True)]
+        for total, level in zip(self.total, centred, strict=True):
+            total += level.sum(dim=2, keepdim=True)
+        _add_products(self.second, centred, 1.0)
+        self.count += features[0].shape[2]
+
+    def merge(self, other: Moments) -> None:
+        """Take in the moments of other images about the same shift.
+
+        Raises:
+            PadimError: the shifts differ.
+        """
+        if not all(torch.equal(a, b) for a, b in zip(self.shift, other.shift, strict=True)):
+            raise PadimError("moments about different shifts can't be merged: start both from one shift")
+        self.count += other.count
+        for total, more in zip(self.total, other.total, strict=True):
+            total += more
+        for row, other_row in zip(self.second, other.second, strict=True):
+            for block, more in zip(row, other_row, strict=True):
+                block += more
+
+
+@dataclass
+class Gaussian:
+    """Means and inverse Cholesky factors of every position's covariance, shared as above.
+
+    Attributes:
+        mean: `[cells_i, d_i, 1]` a level, coarse to fine.
+        factors: blocks `[cells_i, d_i, d_j]` of K, where K^T K is the inverse covariance.
+    """
+
+    mean: list[Tensor]
+    factors: Blocks
+
+    @classmethod
+    def fit(cls, moments: Moments, epsilon: float) -> Gaussian:
+        """The Gaussian of the images in `moments`: unbiased covariance plus `epsilon` on its diagonal.
+
+        Uses up `moments`: the factors take the place of the second moments, so that the two
+        never stand in memory together.
+
+        Raises:
+            PadimError: fewer than two images, or a covariance that is not positive definite.
+        """
+        n = moments.count
+        if n < 2:
+            raise PadimError(f"a Gaussian needs at least two training images, there is {n}")
+        drift = [total / n for total in moments.total]
+        second, moments.second = moments.second, []
+        _add_products(second, drift, -float(n))  # now about the mean
+        for row in second:
+            for block in row:
+                block /= n - 1
+            row[-1].diagonal(dim1=1, dim2=2).add_(epsilon)
+        _factorise(second)
+        return cls([shift + d for shift, d in zip(moments.shift, drift, strict=True)], second)
+
+    def squared_distances(self, features: Sequence[Tensor]) -> Tensor:
+        """Squared Mahalanobis distances `[cells, n]` on the finest grid of `[cells_i, d_i, n]` features."""
+        centred = [level - mean for level, mean in zip(features, self.mean, strict=True)]
+        n = features[0].shape[2]
+        squared = centred[0].new_zeros(len(centred[0]), n)
+        for i, row in enumerate(self.factors):
+            whitened = torch.zeros_like(centred[i])
+            for block, coarse in zip(row, centred, strict=False):
+                _add_product(whitened, block, coarse)
+            inside = len(whitened) // len(squared)  # cells of this level in one of the level above
+            squared = squared.repeat_interleave(inside, dim=0) + whitened.square().sum(dim=1)
+        return squared
+
+    def normal_distances(self, count: int, epsilon: float) -> Tensor:
+        """What distance a fresh normal image has about, after a fit to `count` images: `[cells]`.
+
+        In the mean over the images of the fit, the squared distance of a position is
+        (n-1)/n (d - epsilon |K|^2). Leaving an image out of its own fit turns q into
+        (n/(n-1))^2 (n-2)/(n-1) q / (1 - n/(n-1)^2 q), by the Sherman-Morrison formula.
+        """
+        n = count
+        norm = self.mean[0].new_zeros(len(self.mean[0]))
+        for row in self.factors:
+            norm = norm.repeat_interleave(len(row[-1]) // len(norm))
+            for block in row:
+                norm = norm + block.square().sum(dim=(1, 2))
+        dimensions = sum(level.shape[1] for level in self.mean)
+        q = (n - 1) / n * (dimensions - epsilon * norm)
+        left_out = (n / (n - 1)) ** 2 * (n - 2) / (n - 1) * q / (1 - n / (n - 1) ** 2 * q)
+        return left_out.clamp(min=0).sqrt()
+
+
+def _factorise(blocks: Blocks) -> None:
+    """Turn covariance blocks into blocks of the inverse Cholesky factor, in place.
+
+    Everything below one coarsest cell depends on nothing outside it, so chunks of coarsest cells are
+    worked on in turn.
+    """
+    cells = len(blocks[0][0])
+    floats_a_cell = max(sum(block.numel() for block in row) for row in blocks) // cells
+    step = max(1, _CHUNK_FLOATS // max(1, floats_a_cell))
+    for start in range(0, cells, step):
+        part = slice(start, min(start + step, cells))
+        _factorise_chunk([[_part(block, cells, part) for block in row] for row in blocks])
+
+
+def _part(block: Tensor, cells: int, part: slice) -> Tensor:
+    """View of the rows of `block` that lie in a range of the coarsest cells."""
+    inside = len(block) // cells
+    return block[part.start * inside : part.stop * inside]
+
+
+def _factorise_chunk(blocks: Blocks) -> None:
+    """Block Cholesky and inversion, level by level from the coarsest.
+
+    With S the covariance and K the rows already done:
+        G_j    = sum_{k <= j} S_ik K_jk^T      (row i of the Cholesky factor)
+        L L^T  = S_ii - sum_j G_j G_j^T        (Schur complement)
+        K_ii   = L^-1
+        K_ij   = -L^-1 sum_{j <= k < i} G_k K_kj
+    """
+    for i, row in enumerate(blocks):
+        cholesky_row = [torch.zeros_like(block) for block in row[:i]]
+        for j, g in enumerate(cholesky_row):
+            for k in range(j + 1):
+                _add_product(g, row[k], blocks[j][k].mT)
+            row[i].baddbmm_(g, g.mT, alpha=-1.0)
+        lower, info = torch.linalg.cholesky_ex(row[i])
+        if bool(info.any()):
+            raise PadimError("a covariance is not positive definite: use a larger --epsilon")
+        for j in range(i):
+            product = torch.zeros_like(row[j])
+            for k in range(j, i):
+                _add_product(product, cholesky_row[k], blocks[k][j])
+            row[j].copy_(torch.linalg.solve_triangular(lower, product.neg_(), upper=False))
+        identity = torch.eye(lower.shape[1], dtype=lower.dtype, device=lower.device)
+        row[i].copy_(torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False))

@@ -1,0 +1,119 @@
+"""How well scores and maps tell defects from normal: arrays in, numbers out, all of them exact.
+
+A figure that isn't defined, because there are no defects or nothing else, is None.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.floating]
+
+_EIGHT_CONNECTED = np.ones((3, 3))
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The figures of one category, in 0..1 but for the thresholds, which are distances.
+
+    Both F1 thresholds are chosen on the images that they are measured on.
+    """
+
+    image_auroc: float | None
+    image_f1_max: float | None
+    image_f1_threshold: float | None
+    pixel_auroc: float | None
+    pixel_ap: float | None
+    pixel_f1_max: float | None
+    pixel_f1_threshold: float | None
+    aupro: float | None
+
+
+def evaluate(labels: Bools, scores: Floats, masks: Bools, maps: Floats) -> Metrics:
+    """All figures of a category.
+
+    Args:
+        labels: whether each image is anomalous, `[n]`.
+        scores: image scores `[n]`.
+        masks: where the images that have a ground truth are defective, `[m, h, w]`.
+        maps: the anomaly maps of those images, `[m, h, w]`.
+    """
+    image_f1, image_threshold = f1_max(labels, scores)
+    pixel_f1, pixel_threshold = f1_max(masks, maps)
+    return Metrics(
+        image_auroc=auroc(labels, scores),
+        image_f1_max=image_f1,
+        image_f1_threshold=image_threshold,
+        pixel_auroc=auroc(masks, maps),
+        pixel_ap=average_precision(masks, maps),
+        pixel_f1_max=pixel_f1,
+        pixel_f1_threshold=pixel_threshold,
+        aupro=aupro(masks, maps),
+    )
+
+
+def auroc(labels: Bools, scores: Floats) -> float | None:
+    """Area under the ROC curve of arrays of any one shape."""
+    return float(roc_auc_score(labels.ravel(), scores.ravel())) if _both_kinds(labels) else None
+
+
+def average_precision(labels: Bools, scores: Floats) -> float | None:
+    """Average precision of arrays of any one shape."""
+    return float(average_precision_score(labels.ravel(), scores.ravel())) if _both_kinds(labels) else None
+
+
+def f1_max(labels: Bools, scores: Floats) -> tuple[float | None, float | None]:
+    """The largest F1 of any threshold, and that threshold: scores at or above it count as defects."""
+    if not _both_kinds(labels):
+        return None, None
+    precision, recall, thresholds = precision_recall_curve(labels.ravel(), scores.ravel())
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    best = int(f1[:-1].argmax())  # the last point has no threshold
+    return float(f1[best]), float(thresholds[best])
+
+
+def aupro(masks: Bools, maps: Floats, limit: float = 0.3) -> float | None:
+    """Area under the per-region overlap curve up to a false-positive rate, divided by that rate.
+
+    Bergmann et al. 2020 (arXiv 1911.02357): the overlap is the plain mean over all 8-connected
+    defect regions of the share that is found; the rate is over all normal pixels. Every distinct
+    value is a threshold, and the curve is interpolated linearly at the limit.
+
+    Args:
+        masks: ground truth `[n, h, w]`.
+        maps: anomaly maps `[n, h, w]`.
+        limit: the largest false-positive rate, in 0..1.
+    """
+    if not _both_kinds(masks):
+        return None
+    descending = np.argsort(-maps, axis=None, kind="stable")
+    scores = maps.ravel()[descending]
+    overlap = np.cumsum(_region_weights(masks).ravel()[descending])
+    false_positives = np.cumsum(~masks.ravel()[descending])
+    last_of_value = np.append(np.flatnonzero(np.diff(scores)), scores.size - 1)
+    pro = np.append(0.0, overlap[last_of_value] / overlap[-1])
+    fpr = np.append(0.0, false_positives[last_of_value] / false_positives[-1])
+    inside = fpr < limit
+    fpr_inside = np.append(fpr[inside], limit)
+    pro_inside = np.append(pro[inside], np.interp(limit, fpr, pro))
+    return float(np.trapezoid(pro_inside, fpr_inside) / limit)
+
+
+def _region_weights(masks: Bools) -> Floats:
+    """What each pixel adds to the summed overlap: 1 / area of its region, 0 outside; `[n, h, w]`."""
+    weights = np.zeros(masks.shape)
+    for mask, weight in zip(masks, weights, strict=True):
+        regions, _ = scipy.ndimage.label(mask, structure=_EIGHT_CONNECTED)
+        areas = np.bincount(regions.ravel())
+        weight[mask] = 1 / areas[regions[mask]]
+    return weights
+
+
+def _both_kinds(labels: Bools) -> bool:
+    return bool(labels.any()) and not bool(labels.all())

@@ -1,0 +1,220 @@
+"""The PaDiM model: backbone, channel selection, Gaussians and anomaly map in one object."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+import padim
+from padim import modelfile
+from padim.backbones import Backbone, StateDict, digest, download_weights, read_weights
+from padim.config import Config
+from padim.embedding import Pyramid, draw_channels, split_by_level
+from padim.errors import PadimError
+from padim.gaussian import Gaussian, Moments
+from padim.modelfile import About
+from padim.scoring import AnomalyMap, image_scores
+
+
+class Scores(NamedTuple):
+    """What a batch of n images scores; distances, so 0 is the mean of the normal images.
+
+    Attributes:
+        images: image scores `[n]`, the largest value of each map.
+        maps: anomaly maps `[n, h, w]`, one value a pixel of the image that the backbone saw.
+    """
+
+    images: Tensor
+    maps: Tensor
+
+
+class Padim:
+    """Patch distribution modelling (Defard et al. 2020).
+
+    Batches of images are RGB tensors `[n, 3, h, w]`, h x w being `config.image_size`: uint8, or
+    floats in 0..1. They are moved to the model's device and normalised there.
+    """
+
+    def __init__(
+        self, config: Config | None = None, *, weights: Path | StateDict | None = None, device: str = "cpu"
+    ) -> None:
+        """An unfitted model.
+
+        Args:
+            config: the protocol; by default that of the preset `pytorch-r18`.
+            weights: state dict of the backbone, or its file; by default the published weights are downloaded.
+            device: where to compute, in torch's terms.
+
+        Raises:
+            PadimError: the weights can't be had or don't fit, or the image size doesn't suit the layers.
+        """
+        self.config = config or Config()
+        self.device = torch.device(device)
+        size = self.config.image_size
+        self.backbone = Backbone(self.config.backbone, self.config.layers, size, self.config.precision)
+        grids = [shape[1:] for shape in self.backbone.shapes]
+        _check_nesting(size, grids)
+        self.pyramid = Pyramid(tuple(reversed(grids)))
+        self.anomaly_map = AnomalyMap(grids[0], size, self.config.upsampling, self.config.sigma).to(self.device)
+        self._select(draw_channels(sum(self._widths()), self.config.channels, self.config.seed))
+        self.gaussian: Gaussian | None = None
+
+        if weights is None:
+            weights = download_weights(self.config.backbone)
+        self.backbone.load_weights(read_weights(weights) if isinstance(weights, Path) else weights)
+        self.backbone.to(self.device)
+        self.about = About("", 0, 0.0, digest(self.backbone.weights()), padim.__version__)
+
+    def _widths(self) -> list[int]:
+        """How many channels each level has, finest first."""
+        return [shape[0] for shape in self.backbone.shapes]
+
+    def _select(self, channels: list[int]) -> None:
+        """Keep these channels of the joined levels."""
+        self.channels = channels
+        self._level_channels = [
+            torch.tensor(level, dtype=torch.int64, device=self.device)
+            for level in split_by_level(channels, self._widths())
+        ]
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The selected channels of every level, coarse to fine: `[cells_l, d_l, n]`, float32."""
+        if tuple(images.shape[1:]) != (3, *self.config.image_size):
+            expected = f"[n, 3, {self.config.image_size[0]}, {self.config.image_size[1]}]"
+            raise PadimError(f"images have shape {list(images.shape)}, expected {expected}")
+        maps = self.backbone(images.to(self.device, non_blocking=True))
+        selected = [level.index_select(1, channels) for level, channels in zip(maps, self._level_channels, strict=True)]
+        return [self.pyramid.to_cells(depth, level) for depth, level in enumerate(reversed(selected))]
+
+    @torch.inference_mode()
+    def fit(self, batches: Iterable[Tensor], category: str = "") -> Self:
+        """Learn what normal images look like, in one pass and in memory that does not grow with it.
+
+        Raises:
+            PadimError: fewer than two images, or features that are not finite.
+        """
+        moments: Moments | None = None
+        for images in batches:
+            features = self.features(images)
+            moments = moments or Moments.about(features)
+            moments.update(features)
+        if moments is None:
+            raise PadimError("a Gaussian needs at least two training images, there is none")
+        self.gaussian = Gaussian.fit(moments, self.config.epsilon)
+        self.about = dataclasses.replace(
+            self.about,
+            category=category,
+            images=moments.count,
+            normal_distance=self.gaussian.normal_distances(moments.count, self.config.epsilon).max().item(),
+        )
+        return self
+
+    @torch.inference_mode()
+    def score(self, images: Tensor) -> Scores:
+        """Image scores `[n]` and anomaly maps `[n, h, w]` of a batch, on the model's device.
+
+        Raises:
+            PadimError: the model isn't fitted, or the images have another size.
+        """
+        squared = self._fitted().squared_distances(self.features(images))
+        maps = self.anomaly_map(self.pyramid.to_map(squared.sqrt()))
+        return Scores(image_scores(maps), maps)
+
+    def save(self, path: Path | str, *, embed_backbone: bool = True) -> None:
+        """Write the model as one file, whole or not at all; `padim.modelfile` describes it.
+
+        Args:
+            path: where to; by convention `model.safetensors`.
+            embed_backbone: whether the file carries the backbone's weights, so that it scores anywhere.
+
+        Raises:
+            PadimError: the model isn't fitted, or the file can't be written.
+        """
+        gaussian = self._fitted()
+        tensors = {"channels": torch.tensor(self.channels, dtype=torch.int64)}
+        for i, (mean, row) in enumerate(zip(gaussian.mean, gaussian.factors, strict=True)):
+            tensors[f"mean.{i}"] = mean
+            tensors |= {f"factor.{i}.{j}": block for j, block in enumerate(row)}
+        if embed_backbone:
+            tensors |= {f"backbone.{key}": value for key, value in self.backbone.weights().items()}
+        modelfile.write(Path(path), tensors, self.config, self.about)
+
+    @classmethod
+    def load(
+        cls, path: Path | str, *, weights: Path | None = None, device: str = "cpu", precision: str | None = None
+    ) -> Padim:
+        """A fitted model from its file.
+
+        Args:
+            path: the model file.
+            weights: weights of the backbone, for a file that doesn't carry them; downloaded by default.
+            device: where to compute.
+            precision: arithmetic of the backbone, by default what the model was fitted with.
+
+        Raises:
+            PadimError: the file can't be read or is damaged, or the weights are others than those
+                that the model was fitted with.
+        """
+        tensors, config, about = modelfile.read(Path(path))
+        embedded = {key.removeprefix("backbone."): tensors[key] for key in tensors if key.startswith("backbone.")}
+        config = dataclasses.replace(config, precision=precision or config.precision)
+        try:
+            model = cls(config, weights=weights or embedded or None, device=device)
+            if model.about.weights_sha256 != about.weights_sha256:
+                raise PadimError(
+                    f"fitted with other weights (SHA-256 {about.weights_sha256[:12]}.., these have"
+                    f" {model.about.weights_sha256[:12]}..): pass the right ones with --weights"
+                )
+            model._restore(tensors)
+        except PadimError as error:
+            raise PadimError(f"{path}: {error}") from error
+        model.about = about
+        return model
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take channels and Gaussians from the tensors of a model file, checking each one."""
+
+        def take(key: str, *shape: int) -> Tensor:
+            value = tensors.get(key)
+            if value is None or value.shape != shape or not bool(value.isfinite().all()):
+                raise PadimError(f"a damaged model: {key!r} is missing, not finite or not of shape {list(shape)}")
+            return value.to(self.device)
+
+        self._select(take("channels", len(self.channels)).tolist())
+        cells = [height * width for height, width in self.pyramid.grids]
+        drawn = [len(level) for level in reversed(self._level_channels)]
+        levels = range(len(cells))
+        self.gaussian = Gaussian(
+            [take(f"mean.{i}", cells[i], drawn[i], 1) for i in levels],
+            [[take(f"factor.{i}.{j}", cells[i], drawn[i], drawn[j]) for j in range(i + 1)] for i in levels],
+        )
+
+    def _fitted(self) -> Gaussian:
+        if self.gaussian is None:
+            raise PadimError("the model isn't fitted: call fit, or load one")
+        return self.gaussian
+
+
+def _check_nesting(size: tuple[int, int], grids: list[tuple[int, int]]) -> None:
+    """Refuse image sizes whose grids don't nest.
+
+    Raises:
+        PadimError: a side is not a multiple of the coarsest stride; names the nearest sides that work.
+    """
+    for side, cells in zip(size, zip(*grids, strict=True), strict=True):
+        if any(fine % coarse for fine, coarse in pairwise(cells)):
+            stride = 1 << (math.ceil(side / cells[-1]) - 1).bit_length()
+            below = side // stride * stride
+            nearest = " or ".join(str(works) for works in (below, below + stride) if works)
+            raise PadimError(
+                f"images of {size[0]} x {size[1]} pixels don't divide into the patches of these layers:"
+                f" instead of {side} take {nearest}"
+            )

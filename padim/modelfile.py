@@ -1,0 +1,98 @@
+"""The model file: what it holds, under which names, and what is checked when one is read.
+
+A safetensors file, format version 1. Levels are counted from the coarsest, 0.
+
+| key                | shape                  | what                                                  |
+| ------------------ | ---------------------- | ----------------------------------------------------- |
+| `channels`         | [d], int64             | channels drawn from the joined levels, in drawn order |
+| `mean.I`           | [cells_I, d_I, 1]      | mean of level I, cells in the order of the pyramid    |
+| `factor.I.J`       | [cells_I, d_I, d_J]    | block of the inverse Cholesky factor, J <= I          |
+| `backbone.KEY`     | as in the architecture | weights up to the last used layer, unless left out    |
+
+The metadata is text: `format` is "padim", `version` is "1", `config` the configuration as JSON and
+`about` the rest of `About` as JSON. No file is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from padim.config import Config
+from padim.errors import PadimError
+from padim.files import atomic_write
+
+FORMAT = "padim"
+VERSION = "1"
+
+
+@dataclass(frozen=True)
+class About:
+    """Where a model comes from.
+
+    Attributes:
+        category: the category it was fitted to, or "".
+        images: how many images it was fitted to.
+        normal_distance: about the distance of a fresh normal image where it varies most, in the mean.
+        weights_sha256: digest of the backbone's weights, see `padim.backbones.digest`.
+        padim_version: the version of the package that wrote it.
+    """
+
+    category: str
+    images: int
+    normal_distance: float
+    weights_sha256: str
+    padim_version: str
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], config: Config, about: About) -> None:
+    """Write a model file, whole or not at all.
+
+    Raises:
+        PadimError: it can't be written.
+    """
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": json.dumps(config.to_dict()),
+        "about": json.dumps(dataclasses.asdict(about)),
+    }
+    with atomic_write(path) as temporary:
+        try:
+            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:  # how it reports a full disk
+            raise OSError(str(error)) from error
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], Config, About]:
+    """Tensors, configuration and origin of a model file, on the CPU.
+
+    Raises:
+        PadimError: the file can't be read, is damaged, is not a model, or of another version.
+    """
+    try:
+        path.open("rb").close()  # safetensors names no path and no reason in its errors
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise PadimError(f"{path} is not a padim model: train one with padim-train")
+            if metadata.get("version") != VERSION:
+                raise PadimError(
+                    f"{path} has format version {metadata.get('version')}, this program reads version {VERSION}:"
+                    " train it again, or use the padim that wrote it"
+                )
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        return tensors, Config.from_dict(json.loads(metadata["config"])), About(**json.loads(metadata["about"]))
+    except OSError as error:
+        raise PadimError(f"can't read the model {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise PadimError(f"{path} is damaged or not a padim model: {error}") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise PadimError(f"{path} is a damaged model: its metadata can't be understood") from error

@@ -1,0 +1,59 @@
+"""An image with its anomaly map laid over it, pixel for pixel, and a colour bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from padim.data.transform import Box
+from padim.files import atomic_write
+from padim.report.colours import ColourScale
+
+_OPACITY = 0.5
+_FRAME = (160, 160, 160)
+
+
+def overlay(image: Image.Image, anomaly_map: NDArray[np.floating], seen: Box, scale: ColourScale) -> Image.Image:
+    """The image at its own size under its heatmap.
+
+    Args:
+        image: RGB, any size.
+        anomaly_map: `[h, w]`, covering the part of the image that the model has seen.
+        seen: that part, in pixels of the image; it is framed where it is not the whole image.
+        scale: the colours.
+    """
+    result = image.copy()
+    part = image.crop(seen)
+    stretched = Image.fromarray(anomaly_map.astype(np.float32)).resize(part.size, Image.Resampling.BILINEAR)
+    heatmap = Image.fromarray(scale.colours(np.asarray(stretched)))
+    result.paste(Image.blend(part, heatmap, _OPACITY), seen[:2])
+    if part.size != image.size:
+        ImageDraw.Draw(result).rectangle((seen.left - 1, seen.top - 1, seen.right, seen.bottom), outline=_FRAME)
+    _draw_colour_bar(result, scale)
+    return result
+
+
+def save_overlay(
+    path: Path, image: Image.Image, anomaly_map: NDArray[np.floating], seen: Box, scale: ColourScale
+) -> None:
+    """Write `overlay` as a PNG."""
+    with atomic_write(path) as temporary:
+        overlay(image, anomaly_map, seen, scale).save(temporary, format="PNG", compress_level=1)
+
+
+def _draw_colour_bar(image: Image.Image, scale: ColourScale) -> None:
+    """A bar at the right edge, half the image's height, with the distances of its ends and its middle."""
+    width, height = max(2, image.width // 50), max(2, image.height // 2)
+    right, top = image.width - width // 2, (image.height - height) // 2
+    ramp = scale.colours(np.linspace(scale.high, scale.low, height))
+    bar = Image.fromarray(np.repeat(ramp[:, None], width, axis=1))
+    image.paste(bar, (right - width, top))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((right - width - 1, top - 1, right, top + height), outline="white")
+    font = ImageFont.load_default(max(8, image.height // 50))
+    for value, at in ((scale.high, 0.0), ((scale.low + scale.high) / 2, 0.5), (scale.low, 1.0)):
+        where = (right - width * 1.5, top + at * height)
+        draw.text(where, f"{value:.3g}", font=font, anchor="rm", fill="white", stroke_width=1, stroke_fill="black")

@@ -1,0 +1,55 @@
+"""Image, heatmap, ground truth and contours side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from padim.files import atomic_write
+from padim.report.colours import COLOUR_MAP, ColourScale
+
+
+def save_panel(
+    path: Path,
+    image: Image.Image,
+    anomaly_map: NDArray[np.floating],
+    mask: NDArray[np.bool_] | None,
+    threshold: float | None,
+    scale: ColourScale,
+) -> None:
+    """Write a PNG of four pictures in a row.
+
+    Args:
+        path: where to.
+        image: RGB `w x h`, as the model has seen it.
+        anomaly_map: `[h, w]`.
+        mask: ground truth `[h, w]`, where there is one.
+        threshold: distance at which a pixel counts as a defect, where there is one.
+        scale: the colours.
+    """
+    figure = Figure(figsize=(14, 3.5), layout="constrained")
+    names = ("image", "anomaly map", "ground truth", "contours: truth white, prediction cyan")
+    axes = figure.subplots(1, 4)
+    for axis, name in zip(axes, names, strict=True):
+        axis.set_title(name, fontsize=9)
+        axis.set_axis_off()
+        axis.imshow(image)
+    axes[1].imshow(scale.colours(anomaly_map))
+    if mask is None:
+        axes[2].text(0.5, 0.5, "none", transform=axes[2].transAxes, ha="center", va="center", color="white")
+    else:
+        axes[2].imshow(mask, cmap="gray", vmin=0, vmax=1)
+        if mask.any():
+            axes[3].contour(mask, [0.5], colors="white", linewidths=1)
+    if threshold is not None and anomaly_map.min() < threshold <= anomaly_map.max():
+        axes[3].contour(anomaly_map, [threshold], colors="cyan", linewidths=1)
+    colours = ScalarMappable(Normalize(scale.low, scale.high), COLOUR_MAP)
+    figure.colorbar(colours, ax=axes, label="distance", shrink=0.8)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)

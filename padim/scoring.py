@@ -1,0 +1,53 @@
+"""From distances on the grid of patches to an anomaly map of the image's size, and to an image score."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.ndimage
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class AnomalyMap(nn.Module):
+    """Upsampling and Gaussian smoothing of distance maps.
+
+    Both are linear and act on rows and columns apart, so together they are one small matrix a side:
+    `rows @ distances @ columns^T`. The matrices hold exactly what `interpolate` (align_corners False)
+    and `scipy.ndimage.gaussian_filter` (truncate 4, symmetric border) do.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, grid: tuple[int, int], size: tuple[int, int], upsampling: str, sigma: float) -> None:
+        """Maps from a grid (height, width) to a size in pixels; `sigma` in pixels, 0 for no smoothing."""
+        super().__init__()
+        for name, cells, pixels in zip(("rows", "columns"), grid, size, strict=True):
+            matrix = _smoothing(pixels, sigma) @ _upsampling(cells, pixels, upsampling)
+            self.register_buffer(name, torch.from_numpy(matrix).float(), persistent=False)
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """Distances `[n, h_grid, w_grid]` -> anomaly maps `[n, h, w]`."""
+        return self.rows @ distances @ self.columns.T
+
+
+def image_scores(maps: Tensor) -> Tensor:
+    """The largest value of each anomaly map `[n, h, w]`: `[n]`."""
+    return maps.amax(dim=(1, 2))
+
+
+def _upsampling(cells: int, pixels: int, mode: str) -> np.ndarray:
+    """Interpolation along one side as a matrix `[pixels, cells]`."""
+    identity = torch.eye(cells, dtype=torch.float64)[None, None]
+    stretched = F.interpolate(identity, size=(pixels, cells), mode=mode, align_corners=False)
+    return stretched[0, 0].numpy()
+
+
+def _smoothing(pixels: int, sigma: float) -> np.ndarray:
+    """The Gaussian filter along one side as a matrix `[pixels, pixels]`."""
+    identity = np.eye(pixels)
+    if sigma == 0:
+        return identity
+    matrix: np.ndarray = scipy.ndimage.gaussian_filter1d(identity, sigma, axis=0, mode="reflect", truncate=4.0)
+    return matrix

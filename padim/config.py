@@ -21,6 +21,7 @@ BACKBONES = ("resnet18", "wide_resnet50_2", "efficientnet_b5", "efficientnet_lit
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 UPSAMPLINGS = ("bilinear", "bicubic")
+MAX_SIDE = 8192  # pixels
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -65,7 +66,7 @@ class Config:
         checks = {
             "layers": bool(order) and order == sorted(set(order)),
             "channels": self.channels >= 0,
-            "resize": len(self.resize) in (1, 2) and min(self.resize) > 0,
+            "resize": len(self.resize) in (1, 2) and min(self.resize) > 0 and max(self.resize) <= MAX_SIDE,
             "crop": len(self.crop) in (0, 1, 2) and min(self.crop, default=1) > 0,
             "epsilon": self.epsilon >= 0,
             "sigma": self.sigma >= 0,

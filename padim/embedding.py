@@ -75,7 +75,7 @@ class Pyramid:
         blocks = maps.reshape(n, d, *rows, *columns)  # [n, d, r_0 .. r_l, c_0 .. c_l]
         depth = len(rows)
         order = [axis for k in range(depth) for axis in (2 + k, 2 + depth + k)]
-        return blocks.permute(*order, 1, 0).reshape(math.prod(self.grids[level]), d, n)
+        return blocks.permute(*order, 1, 0).reshape(math.prod(self.grids[level]), d, n).contiguous()
 
     def to_map(self, values: Tensor) -> Tensor:
         """Values `[cells, n]` of the finest level -> maps `[n, h, w]`."""

@@ -99,10 +99,11 @@ def aupro(masks: Bools, maps: Floats, limit: float = 0.3) -> float | None:
     last_of_value = np.append(np.flatnonzero(np.diff(scores)), scores.size - 1)
     pro = np.append(0.0, overlap[last_of_value] / overlap[-1])
     fpr = np.append(0.0, false_positives[last_of_value] / false_positives[-1])
-    inside = fpr < limit
-    fpr_inside = np.append(fpr[inside], limit)
-    pro_inside = np.append(pro[inside], np.interp(limit, fpr, pro))
-    return float(np.trapezoid(pro_inside, fpr_inside) / limit)
+    beyond = int(np.searchsorted(fpr, limit))  # the first point at the limit or past it
+    share = (limit - fpr[beyond - 1]) / (fpr[beyond] - fpr[beyond - 1])
+    pro_at_limit = pro[beyond - 1] + share * (pro[beyond] - pro[beyond - 1])
+    area = np.trapezoid(np.append(pro[:beyond], pro_at_limit), np.append(fpr[:beyond], limit))
+    return float(area / limit)
 
 
 def _region_weights(masks: Bools) -> Floats:

@@ -43,7 +43,11 @@ class Padim:
     """
 
     def __init__(
-        self, config: Config | None = None, *, weights: Path | StateDict | None = None, device: str = "cpu"
+        self,
+        config: Config | None = None,
+        *,
+        weights: Path | str | StateDict | None = None,
+        device: str = "cpu",
     ) -> None:
         """An unfitted model.
 
@@ -68,7 +72,9 @@ class Padim:
 
         if weights is None:
             weights = download_weights(self.config.backbone)
-        self.backbone.load_weights(read_weights(weights) if isinstance(weights, Path) else weights)
+        elif isinstance(weights, Path | str):
+            weights = read_weights(Path(weights))
+        self.backbone.load_weights(weights)
         self.backbone.to(self.device)
         self.about = About("", 0, 0.0, digest(self.backbone.weights()), padim.__version__)
 
@@ -149,7 +155,7 @@ class Padim:
 
     @classmethod
     def load(
-        cls, path: Path | str, *, weights: Path | None = None, device: str = "cpu", precision: str | None = None
+        cls, path: Path | str, *, weights: Path | str | None = None, device: str = "cpu", precision: str | None = None
     ) -> Padim:
         """A fitted model from its file.
 

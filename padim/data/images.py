@@ -12,15 +12,20 @@ from padim.errors import ImageError
 # EPS, PDF and the like are left out: reading them starts other programs.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "TGA")
 
+# Beyond this, an image whose shorter side is resized to the usual 256 pixels could fill the memory.
+MAX_ASPECT = 100
+
 
 def read_image(path: Path) -> Image.Image:
     """An image in mode RGB, upright as its EXIF says; transparency is dropped, 16 bits become 8.
 
     Raises:
         ImageError: the file can't be read, is damaged, is a decompression bomb in Pillow's terms
-            (over 179 million pixels), or has floating point values.
+            (over 179 million pixels), more than 100 times as long as wide, or has floating point values.
     """
     image = _open(path)
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ImageError(f"{path}: {image.width} x {image.height} pixels are too long and narrow to resize")
     if image.mode == "F":
         raise ImageError(f"{path}: floating point images have no fixed range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it

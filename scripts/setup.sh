@@ -1,0 +1,17 @@
+# Sourced by the other scripts: makes .venv in the checkout and puts its commands on the PATH.
+# Installs only when there is something new to install.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=${PYTHON:-python3}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "padim needs Python 3.11 or newer; $python is $("$python" --version). Set PYTHON to another one." >&2
+    exit 2
+}
+wanted=$(cat pyproject.toml scripts/constraints.txt | cksum)
+if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    .venv/bin/python -m pip install --quiet --constraint scripts/constraints.txt --editable '.[dev]'
+    echo "$wanted" >.venv/installed
+fi
+export PATH="$PWD/.venv/bin:$PATH"

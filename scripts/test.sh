@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# Sets up the checkout and runs all tests; arguments go to pytest.
+source "$(dirname "$0")/setup.sh"
+python -m pytest "$@"

@@ -1,0 +1,199 @@
+"""Shared factors and streamed moments against NumPy and SciPy in float64, one position at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import mahalanobis
+
+from padim import PadimError, dense, gaussian
+from padim.embedding import Pyramid, embedding_concat
+from padim.gaussian import Gaussian, Moments
+
+# Grids and channels of each level, coarse to fine.
+CASES = {
+    "one level": ([(6, 4)], [7]),
+    "two levels": ([(3, 2), (6, 4)], [5, 4]),
+    "three levels": ([(2, 2), (4, 4), (8, 8)], [9, 5, 3]),
+    "four levels": ([(1, 2), (2, 4), (4, 8), (8, 16)], [6, 5, 4, 3]),
+    "steps of three, and by one side only": ([(2, 1), (6, 1), (6, 4)], [4, 3, 5]),
+    "two levels on one grid": ([(2, 2), (2, 2), (8, 8)], [4, 4, 4]),
+    "a level without channels": ([(2, 2), (4, 4), (8, 8)], [6, 0, 4]),
+    "a finest level without channels": ([(2, 2), (4, 4)], [6, 0]),
+}
+EPSILON = 0.01
+
+
+def feature_maps(grids, channels, n, seed=0):
+    """Correlated features far from zero, `[n, d_l, h_l, w_l]` a level, coarse to fine."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(n, 1, 1, 1, generator=generator)
+    maps = []
+    for level, ((height, width), d) in enumerate(zip(grids, channels)):
+        mean = 5 + torch.randn(1, d, height, width, generator=torch.Generator().manual_seed(level))
+        mix = torch.randn(d, d, generator=torch.Generator().manual_seed(100 + level)) / max(d, 1) ** 0.5
+        noise = torch.randn(n, d, height, width, generator=generator)
+        maps.append(mean + torch.einsum("de,nehw->ndhw", mix, noise) + common / 2)
+    return maps
+
+
+def in_cells(pyramid, maps):
+    return [pyramid.to_cells(level, x) for level, x in enumerate(maps)]
+
+
+def moments_of(pyramid, maps, batch):
+    moments = None
+    for start in range(0, len(maps[0]), batch):
+        cells = in_cells(pyramid, [x[start : start + batch] for x in maps])
+        moments = moments or Moments.about(cells)
+        moments.update(cells)
+    return moments
+
+
+def oracle(train, test):
+    """Distances as the paper writes them: numpy.cov and scipy's mahalanobis at every position."""
+    train, test = (embedding_concat(maps[::-1]).double().numpy() for maps in (train, test))
+    n, d, height, width = train.shape
+    result = np.empty((len(test), height, width))
+    for y in range(height):
+        for x in range(width):
+            covariance = np.cov(train[:, :, y, x], rowvar=False).reshape(d, d) + EPSILON * np.eye(d)
+            inverse, mean = np.linalg.inv(covariance), train[:, :, y, x].mean(axis=0)
+            result[:, y, x] = [mahalanobis(image[:, y, x], mean, inverse) for image in test]
+    return result
+
+
+def relative_error(found, expected):
+    return np.max(np.abs(found - expected) / expected)
+
+
+@pytest.mark.parametrize("n", [2, 5, 60], ids=lambda n: f"{n} images")
+@pytest.mark.parametrize(("grids", "channels"), CASES.values(), ids=CASES.keys())
+def test_distances_are_those_of_the_plain_form_in_float64(grids, channels, n):
+    pyramid = Pyramid(tuple(grids))
+    train, test = feature_maps(grids, channels, n), feature_maps(grids, channels, 3, seed=1)
+    expected = oracle(train, test)
+
+    model = Gaussian.fit(moments_of(pyramid, train, batch=4), EPSILON)
+    found = pyramid.to_map(model.squared_distances(in_cells(pyramid, test))).sqrt().numpy()
+
+    assert relative_error(found, expected) < 1e-4
+
+
+def test_the_dense_form_is_the_plain_form():
+    grids, channels = CASES["three levels"]
+    train, test = feature_maps(grids, channels, 30), feature_maps(grids, channels, 3, seed=1)
+    model = dense.fit(embedding_concat(train[::-1]).double(), EPSILON)
+    found = dense.distances(model, embedding_concat(test[::-1]).double()).numpy()
+    assert relative_error(found, oracle(train, test)) < 1e-9
+
+
+def test_merged_moments_are_those_of_all_images():
+    grids, channels = CASES["three levels"]
+    pyramid = Pyramid(tuple(grids))
+    train, test = feature_maps(grids, channels, 25), feature_maps(grids, channels, 3, seed=1)
+    parts = [in_cells(pyramid, [x[part] for x in train]) for part in (slice(0, 3), slice(3, 4), slice(4, 25))]
+    total = Moments.about(parts[0])
+    for part in parts:
+        partial = Moments(0, total.shift, *(Moments.about(part).__dict__[name] for name in ("total", "second")))
+        partial.update(part)
+        total.merge(partial)
+
+    model = Gaussian.fit(total, EPSILON)
+    found = pyramid.to_map(model.squared_distances(in_cells(pyramid, test))).sqrt().numpy()
+
+    assert relative_error(found, oracle(train, test)) < 1e-4
+
+
+def test_moments_about_different_shifts_are_not_merged():
+    a, b = (Moments.about([torch.full((1, 2, 3), value)]) for value in (0.0, 1.0))
+    with pytest.raises(PadimError, match="different shifts"):
+        a.merge(b)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 100))
+def test_the_batch_size_does_not_matter(batch, seed):
+    grids, channels = CASES["two levels"]
+    pyramid = Pyramid(tuple(grids))
+    train = feature_maps(grids, channels, 12, seed)
+    test = in_cells(pyramid, feature_maps(grids, channels, 2, seed + 1))
+    one, several = (
+        Gaussian.fit(moments_of(pyramid, train, size), EPSILON).squared_distances(test) for size in (12, batch)
+    )
+    torch.testing.assert_close(several, one, rtol=1e-4, atol=1e-4)
+
+
+def test_the_size_of_the_chunks_does_not_matter(monkeypatch):
+    grids, channels = CASES["three levels"]
+    pyramid = Pyramid(tuple(grids))
+    train, test = feature_maps(grids, channels, 12), in_cells(pyramid, feature_maps(grids, channels, 2, 1))
+    whole = Gaussian.fit(moments_of(pyramid, train, 4), EPSILON).squared_distances(test)
+    monkeypatch.setattr(gaussian, "_CHUNK_FLOATS", 1)
+    cell_by_cell = Gaussian.fit(moments_of(pyramid, train, 4), EPSILON).squared_distances(test)
+    torch.testing.assert_close(cell_by_cell, whole)
+
+
+def test_features_far_from_zero_lose_no_digits():
+    grids, channels = CASES["two levels"]
+    pyramid = Pyramid(tuple(grids))
+    train, test = ([x + 1000 for x in feature_maps(grids, channels, 40, seed)] for seed in (0, 1))
+    model = Gaussian.fit(moments_of(pyramid, train, 7), EPSILON)
+    found = pyramid.to_map(model.squared_distances(in_cells(pyramid, test))).sqrt().numpy()
+    assert relative_error(found, oracle(train, test)) < 1e-3  # float32 holds 1000 to 6e-5
+
+
+def test_normal_distances_are_those_of_images_left_out_of_the_fit():
+    grids, channels = CASES["three levels"]
+    pyramid = Pyramid(tuple(grids))
+    train = feature_maps(grids, channels, 60)
+    predicted = Gaussian.fit(moments_of(pyramid, train, 10), EPSILON).normal_distances(60, EPSILON)
+    squared = []
+    for left_out in range(60):
+        kept = [torch.cat([x[:left_out], x[left_out + 1 :]]) for x in train]
+        model = Gaussian.fit(moments_of(pyramid, kept, 10), EPSILON)
+        squared.append(model.squared_distances(in_cells(pyramid, [x[left_out : left_out + 1] for x in train])))
+    measured = torch.cat(squared, dim=1).mean(dim=1).sqrt()
+    torch.testing.assert_close(predicted, measured, rtol=0.05, atol=0)
+
+
+def test_one_image_is_too_few():
+    moments = Moments.about([torch.zeros(4, 2, 1)])
+    moments.update([torch.zeros(4, 2, 1)])
+    with pytest.raises(PadimError, match="at least two training images, there is 1"):
+        Gaussian.fit(moments, EPSILON)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused_and_change_nothing(bad):
+    moments = Moments.about([torch.ones(4, 2, 3)])
+    with pytest.raises(PadimError, match="not finite"):
+        moments.update([torch.full((4, 2, 3), bad)])
+    assert moments.count == 0
+    assert torch.equal(moments.second[0][0], torch.zeros(4, 2, 2))
+
+
+def test_constant_features_need_the_regulariser():
+    cells = [torch.ones(4, 2, 5)]
+    for epsilon in (EPSILON, 0.0):
+        moments = Moments.about(cells)
+        moments.update(cells)
+        if epsilon:
+            assert Gaussian.fit(moments, epsilon).squared_distances(cells).abs().max() == 0
+        else:
+            with pytest.raises(PadimError, match="larger --epsilon"):
+                Gaussian.fit(moments, epsilon)
+
+
+def test_no_tensor_grows_with_the_number_of_images_or_is_dense():
+    grids, channels = CASES["three levels"]
+    pyramid = Pyramid(tuple(grids))
+    moments = moments_of(pyramid, feature_maps(grids, channels, 40), batch=4)
+    model = Gaussian.fit(moments, EPSILON)
+    floats = sum(block.numel() for row in model.factors for block in row)
+    cells = [height * width for height, width in grids]
+    assert floats == sum(cells[i] * channels[i] * sum(channels[: i + 1]) for i in range(3))
+    assert floats < cells[-1] * sum(channels) ** 2 / 3

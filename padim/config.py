@@ -157,8 +157,9 @@ def _checked_type(option: dataclasses.Field[Any], value: Any) -> Any:
         entries = value if isinstance(value, list | tuple) else (value,)
         if all(type(entry) is type(default[0]) for entry in entries):
             return tuple(entries)
-    elif isinstance(default, float) and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
+    elif isinstance(default, float):
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
     elif type(value) is type(default):
         return value
     raise PadimError(f"{option.name}: {value!r} is not valid ({option.metadata['help']})")

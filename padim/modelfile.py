@@ -9,8 +9,8 @@ A safetensors file, format version 1. Levels are counted from the coarsest, 0.
 | `factor.I.J`       | [cells_I, d_I, d_J]    | block of the inverse Cholesky factor, J <= I          |
 | `backbone.KEY`     | as in the architecture | weights up to the last used layer, unless left out    |
 
-The metadata is text: `format` is "padim", `version` is "1", `config` the configuration as JSON and
-`about` the rest of `About` as JSON. No file is ever unpickled.
+The metadata has one entry, `padim`: a JSON object of `version` (1), `config` (the fields of `Config`)
+and `about` (those of `About`). The same model makes the same bytes. No file is ever unpickled.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -29,8 +30,7 @@ from padim.config import Config
 from padim.errors import PadimError
 from padim.files import atomic_write
 
-FORMAT = "padim"
-VERSION = "1"
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,12 @@ class About:
     weights_sha256: str
     padim_version: str
 
+    def __post_init__(self) -> None:
+        """Raises TypeError for a value of another type, as a damaged file may have."""
+        for entry in dataclasses.fields(self):
+            if type(getattr(self, entry.name)).__name__ != entry.type:
+                raise TypeError(f"{entry.name}: {getattr(self, entry.name)!r} is no {entry.type}")
+
 
 def write(path: Path, tensors: Mapping[str, Tensor], config: Config, about: About) -> None:
     """Write a model file, whole or not at all.
@@ -58,12 +64,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], config: Config, about: Abou
     Raises:
         PadimError: it can't be written.
     """
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": json.dumps(config.to_dict()),
-        "about": json.dumps(dataclasses.asdict(about)),
-    }
+    header = {"version": VERSION, "config": config.to_dict(), "about": dataclasses.asdict(about)}
+    metadata = {"padim": json.dumps(header)}
     with atomic_write(path) as temporary:
         try:
             save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, metadata)
@@ -81,18 +83,26 @@ def read(path: Path) -> tuple[dict[str, Tensor], Config, About]:
         path.open("rb").close()  # safetensors names no path and no reason in its errors
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if "padim" not in metadata:
                 raise PadimError(f"{path} is not a padim model: train one with padim-train")
-            if metadata.get("version") != VERSION:
+            header = json.loads(metadata["padim"])
+            if header["version"] != VERSION:
                 raise PadimError(
-                    f"{path} has format version {metadata.get('version')}, this program reads version {VERSION}:"
+                    f"{path} has format version {header['version']}, this program reads version {VERSION}:"
                     " train it again, or use the padim that wrote it"
                 )
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        return tensors, Config.from_dict(json.loads(metadata["config"])), About(**json.loads(metadata["about"]))
+        return tensors, _config(path, header["config"]), About(**header["about"])
     except OSError as error:
         raise PadimError(f"can't read the model {path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise PadimError(f"{path} is damaged or not a padim model: {error}") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise PadimError(f"{path} is a damaged model: its metadata can't be understood") from error
+
+
+def _config(path: Path, values: Mapping[str, Any]) -> Config:
+    try:
+        return Config.from_dict(values)
+    except PadimError as error:
+        raise PadimError(f"{path} is a damaged model: {error}") from error

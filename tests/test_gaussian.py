@@ -56,7 +56,7 @@ def moments_of(pyramid, maps, batch):
 def oracle(train, test):
     """Distances as the paper writes them: numpy.cov and scipy's mahalanobis at every position."""
     train, test = (embedding_concat(maps[::-1]).double().numpy() for maps in (train, test))
-    n, d, height, width = train.shape
+    d, height, width = train.shape[1:]
     result = np.empty((len(test), height, width))
     for y in range(height):
         for x in range(width):

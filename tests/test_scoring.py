@@ -18,7 +18,9 @@ from padim.scoring import AnomalyMap, image_scores
 def test_maps_are_those_of_interpolate_and_gaussian_filter(grid, size, sigma, upsampling):
     distances = torch.rand(3, *grid) * 20
     upsampled = F.interpolate(distances.double()[:, None], size=size, mode=upsampling, align_corners=False)[:, 0]
-    expected = np.stack([scipy.ndimage.gaussian_filter(image, sigma) if sigma else image for image in upsampled.numpy()])
+    expected = np.stack(
+        [scipy.ndimage.gaussian_filter(image, sigma) if sigma else image for image in upsampled.numpy()]
+    )
     found = AnomalyMap(grid, size, upsampling, sigma)(distances)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -44,6 +45,7 @@ def command(run: Command) -> Command:
 
     @functools.wraps(run)
     def main(arguments: Sequence[str] | None = None) -> int:
+        warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an image is said by us
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
         try:
             return run(arguments)

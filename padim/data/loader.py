@@ -104,7 +104,9 @@ class ImageLoader:
             raise ImageError(f"no mask for {item.path}: expected ground_truth/{item.defect}/{item.path.stem}_mask.png")
         mask = read_mask(item.mask)
         if abs(mask.width * image.height - mask.height * image.width) > max(mask.size + image.size):
-            raise ImageError(f"the mask {item.mask} is {mask.size}, which is another shape than its image {image.size}")
+            raise ImageError(
+                f"the mask {item.mask} is {mask.width} x {mask.height} pixels, another shape than its image"
+            )
         return np.asarray(self.transform.mask(mask)) > 0
 
     def _result(self, future: Future[tuple[Sample, ImageError | None]]) -> Sample | None:

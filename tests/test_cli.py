@@ -1,0 +1,345 @@
+"""The commands as their users call them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from PIL import Image
+
+from padim import Config, Padim
+from padim.data.items import test_items
+
+test_items.__test__ = False  # a function of the package, not a test
+
+PROTOCOL = ("--resize", 64, "--crop", 64, "--channels", 20, "--batch-size", 4)
+COMMANDS = ("train", "eval", "predict", "synth")
+
+
+@pytest.fixture(scope="session")
+def trained(data_root, weights_file, tmp_path_factory):
+    """A folder with a model of each category."""
+    from padim.cli.train import main
+
+    output = tmp_path_factory.mktemp("runs")
+    arguments = ["--data", data_root, "--weights", weights_file, "--output", output, *PROTOCOL]
+    assert main(["--category", "all", *map(str, arguments)]) == 0
+    return output
+
+
+# Training
+
+
+def test_train_writes_a_model_and_a_summary(run, data_root, weights_file, tmp_path):
+    arguments = ("--data", data_root, "--weights", weights_file, "--output", tmp_path, *PROTOCOL)
+    result = run("train", "--category", "texture", *arguments)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith("texture: 8 images in ")
+    summary = json.loads((tmp_path / "texture/train.json").read_text())
+    assert summary["images"] == 8
+    assert summary["images_per_second"] == pytest.approx(8 / summary["seconds"], rel=0.01)
+    assert summary["peak_memory_bytes"] > 50e6
+    assert Config.from_dict(summary["config"]) == SMALL
+    model = Padim.load(tmp_path / "texture/model.safetensors")
+    assert (model.config, model.about.category, model.about.images) == (SMALL, "texture", 8)
+    assert {path.name for path in (tmp_path / "texture").iterdir()} == {"model.safetensors", "train.json"}
+
+
+def test_the_same_command_gives_the_same_model(run, data_root, weights_file, tmp_path):
+    for name in ("a", "b"):
+        arguments = ("--data", data_root, "--weights", weights_file, "--output", tmp_path / name, *PROTOCOL)
+        assert run("train", "--category", "object", *arguments, "--json").code == 0
+    first, second = ((tmp_path / name / "object/model.safetensors").read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+def test_one_category_that_fails_costs_the_others_nothing(run, data_root, weights_file, tmp_path):
+    arguments = ("--data", data_root, "--weights", weights_file, "--output", tmp_path, *PROTOCOL, "--json")
+    result = run("train", "--category", "nothing", "object", *arguments)
+    assert result.code == 2
+    assert json.loads(result.out)["category"] == "object"
+    assert result.err.startswith("ERROR: nothing: category 'nothing' has no folder")
+    assert result.err.count("\n") == 1
+
+
+def test_command_line_over_file_over_default(run, tmp_path):
+    (tmp_path / "config.toml").write_text('seed = 5\ncrop = 128\ninterpolation = "bicubic"\n')
+    result = run("train", "--config", tmp_path / "config.toml", "--seed", 6, "--layers", "layer2", "--print-config")
+    expected = Config(seed=6, crop=(128,), interpolation="bicubic", layers=("layer2",))
+    assert Config.from_dict(tomllib.loads(result.out)) == expected
+    result = run("train", "--preset", "anomalib-wr50", "--channels", 0, "--crop", 64, "--print-config")
+    assert Config.from_dict(tomllib.loads(result.out)) == Config(
+        "wide_resnet50_2", channels=0, resize=(256, 256), crop=(64,), interpolation="bilinear"
+    )
+    assert tomllib.loads(run("train", "--resize", 64, 64, "--crop", "--print-config").out)["crop"] == []
+
+
+def test_damaged_images_are_named_and_counted(run, weights_file, tmp_path):
+    good = tmp_path / "data/part/train/good"
+    good.mkdir(parents=True)
+    for number in range(3):
+        Image.new("L", (70 + number, 64), 100 * number).save(good / f"{number}.png")
+    (good / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    arguments = ("--category", "part", "--data", tmp_path / "data", "--weights", weights_file, *PROTOCOL)
+    result = run("train", *arguments, "--output", tmp_path / "runs")
+    assert result.code == 0
+    assert "3.png" in result.err
+    assert "3 images, 1 skipped" in result.out
+    strict = run("train", *arguments, "--output", tmp_path / "strict", "--strict")
+    assert (strict.code, strict.out) == (2, "")
+    assert "3.png" in strict.err
+    assert not (tmp_path / "strict/part/model.safetensors").exists()
+    for number in (0, 1):
+        (good / f"{number}.png").write_bytes(b"")
+    result = run("train", *arguments, "--output", tmp_path / "runs")
+    assert result.code == 2
+    assert "part: a Gaussian needs at least two training images, there is 1" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "which category? Pass --category NAME"),
+        (("--category", "texture", "--data", "nowhere"), "there is no data folder nowhere"),
+        (("--category", "texture", "--weights", "nowhere.pth"), "can't read the weights nowhere.pth"),
+        (("--category", "texture", "--device", "cuda"), "--device cuda: torch finds no such device"),
+        (("--category", "texture", "--preset", "nothing"), "there is no preset 'nothing'"),
+        (("--category", "texture", "--crop", "300"), "crop: 300 x 300 is larger"),
+        (("--category", "texture", "--resize", "100", "--crop", "100"), "instead of 100 take 96 or 112"),
+        (("--category", "texture", "--channels", "2000"), "--channels 2000 is more than the 448"),
+        (("--category", "texture", "--seed", "x"), "argument --seed: invalid int value: 'x'"),
+        (("--category", "texture", "--nonsense"), "unrecognized arguments: --nonsense"),
+        (("--category", "texture", "--output", "/dev/null/runs"), "can't write to the folder /dev/null/runs"),
+        (("--category", "texture", "--workers", "0"), "0 is not a number above 0"),
+    ],
+    ids=str,
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(run, data_root, weights_file, tmp_path, arguments, message):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    defaults = {"--data": data_root, "--weights": weights_file, "--output": tmp_path}
+    for option, value in defaults.items():
+        if option not in arguments:
+            arguments += (option, value)
+    result = run("train", *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+# Evaluation
+
+
+def test_eval_prints_a_table_and_writes_json(run, trained, data_root):
+    result = run("eval", "--data", data_root, "--output", trained)
+    assert (result.code, result.err) == (0, "")
+    header, *rows = (line.split() for line in result.out.splitlines())
+    assert " ".join(header).startswith("category images image AUROC pixel AUROC AUPRO 0.3 pixel AP")
+    assert [(row[0], row[1]) for row in rows] == [("object", "14"), ("texture", "14"), ("mean", "28")]
+    figures = [json.loads((trained / name / "eval.json").read_text()) for name in ("object", "texture")]
+    for row, figure in zip(rows, figures):
+        assert row[2:6] == [f"{figure[key]:.4f}" for key in ("image_auroc", "pixel_auroc", "aupro", "pixel_ap")]
+    assert float(rows[2][2]) == pytest.approx(np.mean([figure["image_auroc"] for figure in figures]), abs=1e-4)
+
+
+def test_eval_json_has_what_programs_need(run, trained, data_root):
+    result = run("eval", "--data", data_root, "--output", trained, "--category", "texture", "--json")
+    (figures,) = map(json.loads, result.out.splitlines())
+    keys = "category, image_auroc, pixel_auroc, aupro, pixel_ap, pixel_f1_max, image_f1_max, seconds, peak_memory_bytes"
+    assert set(keys.split(", ")) <= set(figures)
+    assert (figures["images"], figures["defective"], figures["skipped"], figures["unmasked"]) == (14, 10, 0, 0)
+    stored = json.loads((trained / "texture/eval.json").read_text())
+    assert len(stored["scores"]) == 14
+    labels = [score["defect"] != "good" for score in stored["scores"]]
+    values = np.array([score["score"] for score in stored["scores"]])
+    pairs = [(p > n) + (p == n) / 2 for p in values[labels] for n in values[np.invert(labels)]]
+    assert figures["image_auroc"] == pytest.approx(np.mean(pairs))
+
+
+def test_eval_says_what_is_missing(run, data_root, trained, tmp_path):
+    result = run("eval", "--data", data_root, "--output", tmp_path)
+    assert (result.code, result.out) == (2, "")
+    assert f"no trained model under {tmp_path}: run padim-train first" in result.err
+    result = run("eval", "--data", data_root, "--output", trained, "--category", "texture", "bottle", "--json")
+    assert result.code == 2
+    assert json.loads(result.out)["category"] == "texture"
+    assert "ERROR: bottle: category 'bottle' has no folder" in result.err
+
+
+def test_eval_without_masks_still_has_image_figures(run, trained, data_root, tmp_path):
+    for part in ("test", "train"):
+        (tmp_path / "texture").mkdir(exist_ok=True)
+        (tmp_path / "texture" / part).symlink_to(data_root / "texture" / part)
+    result = run("eval", "--data", tmp_path, "--output", trained, "--category", "texture", "--json")
+    figures = json.loads(result.out)
+    assert (result.code, figures["unmasked"], figures["pixel_auroc"], figures["aupro"]) == (0, 10, None, None)
+    assert 0 < figures["image_auroc"] <= 1
+    assert result.err.count("no mask for") == 10
+
+
+# Prediction
+
+
+def test_predict_writes_heatmaps_and_one_json_line_an_image(run, trained, data_root, tmp_path):
+    model = trained / "texture/model.safetensors"
+    folder = data_root / "texture/test"
+    result = run("predict", "--model", model, folder, "--out", tmp_path)
+    assert (result.code, result.err) == (0, "")
+    lines = [json.loads(line) for line in result.out.splitlines()]
+    items = test_items(data_root, "texture")
+    assert [line["path"] for line in lines] == [str(item.path) for item in items]
+    assert len({line["heatmap"] for line in lines}) == len(lines)
+    scores = Padim.load(model).score(torch.stack([pixels(item.path) for item in items]))
+    for line, score in zip(lines, scores.images.tolist()):
+        assert line["score"] == pytest.approx(score, rel=1e-5)
+        assert (line["verdict"], line["threshold"]) == (None, None)
+        with Image.open(line["heatmap"]) as heatmap:
+            assert (heatmap.size, heatmap.mode) == ((64, 64), "RGB")
+
+
+def size_of(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def pixels(path):
+    return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+
+
+def test_predict_options(run, trained, data_root, tmp_path):
+    model, image = trained / "texture/model.safetensors", data_root / "texture/test/stain/000.png"
+    (expected,) = Padim.load(model).score(pixels(image)[None]).maps.numpy()
+    score = float(expected.max())
+    common = ("predict", "--model", model, image, "--out", tmp_path)
+    line = json.loads(run(*common, "--threshold", score - 1, "--panel", "--raw", "npy").out)
+    assert line["verdict"] == "anomalous"
+    assert set(line) == {"path", "score", "threshold", "verdict", "heatmap", "panel", "raw"}
+    np.testing.assert_allclose(np.load(line["raw"], allow_pickle=False), expected, rtol=1e-5)
+    with Image.open(line["panel"]) as panel:
+        assert panel.width > 3 * panel.height
+    line = json.loads(run(*common, "--threshold", score + 1, "--raw", "png16", "--range", 0, 2 * score).out)
+    assert line["verdict"] == "normal"
+    grey = np.asarray(Image.open(line["raw"]))
+    assert grey.dtype == np.uint16
+    np.testing.assert_allclose(grey / 65535 * 2 * score, expected, atol=2 * score / 65535)
+    assert run(*common, "--range", 3, 2).code == 2
+
+
+def test_predict_takes_images_of_any_shape_and_kind(run, trained, tmp_path):
+    images = tmp_path / "in"
+    images.mkdir()
+    Image.new("RGB", (300, 120), "red").save(images / "wide.png")
+    Image.new("L", (20, 33)).save(images / "tiny.jpg")
+    Image.new("RGBA", (65, 400)).save(images / "tall.png")
+    (images / "bad.png").write_bytes(b"bad")
+    model = trained / "object/model.safetensors"
+    result = run("predict", "--model", model, images, "--out", tmp_path / "in/out")
+    sizes = {line["path"]: size_of(line["heatmap"]) for line in map(json.loads, result.out.splitlines())}
+    assert {os.path.basename(path): size for path, size in sizes.items()} == {
+        "wide.png": (300, 120),
+        "tiny.jpg": (20, 33),
+        "tall.png": (65, 400),
+    }
+    assert result.code == 0
+    assert "bad.png" in result.err
+    assert "1 of 4 images were skipped" in result.err
+    again = run("predict", "--model", model, images, "--out", tmp_path / "in/out")
+    assert again.out == result.out  # its own heatmaps are not scored
+    assert run("predict", "--model", model, images / "bad.png", "--out", tmp_path / "out").code == 2
+
+
+def test_the_colours_of_an_image_do_not_depend_on_the_others(run, trained, data_root, tmp_path):
+    model, folder = trained / "texture/model.safetensors", data_root / "texture/test/stain"
+    run("predict", "--model", model, folder, "--out", tmp_path / "all")
+    run("predict", "--model", model, folder / "001.png", "--out", tmp_path / "one")
+    one, among_all = (np.asarray(Image.open(tmp_path / name / "001_heatmap.png")) for name in ("one", "all"))
+    assert np.array_equal(one, among_all)
+
+
+# All of them
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_comes_without_loading_torch(name):
+    code = f"""
+import sys
+from padim.cli.{name} import main
+try:
+    main(["--help"])
+finally:
+    print(set(sys.modules) & {{"torch", "numpy", "PIL"}})
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith(f"usage: padim-{name}")
+    assert result.stdout.endswith("set()\n")
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_help_text(name):
+    parser = __import__(f"padim.cli.{name}", fromlist=["parser"]).parser()
+    assert parser.description
+    assert all(action.help for action in parser._actions)
+
+
+def test_predict_refuses_what_is_no_model(run, weights_file, tmp_path):
+    result = run("predict", "--model", weights_file, tmp_path, "--out", tmp_path / "out")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.count("\n") == 1
+
+
+def test_ctrl_c_ends_quietly_and_leaves_no_model(data_root, weights_file, tmp_path):
+    data = tmp_path / "data/many/train/good"
+    data.mkdir(parents=True)
+    for number in range(2000):
+        (data / f"{number}.png").symlink_to(data_root / "texture/train/good/000.png")
+    command = [sys.executable, "-m", "padim.cli.train", "--category", "many", "--data", tmp_path / "data"]
+    options = ["--weights", weights_file, "--output", tmp_path / "runs"]
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "runs/many").exists():  # the work begins
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "interrupted\n")
+    assert list((tmp_path / "runs/many").iterdir()) == []
+
+
+def test_a_reader_that_stops_early_is_no_error(trained, data_root, tmp_path):
+    model = trained / "texture/model.safetensors"
+    command = [
+        sys.executable,
+        "-m",
+        "padim.cli.predict",
+        "--model",
+        model,
+        data_root,
+        "--out",
+        tmp_path,
+        "--batch-size",
+        "1",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_synth_refuses_nonsense(run, tmp_path):
+    assert run("synth", tmp_path, "--size", 4).code == 2
+    assert run("synth", tmp_path, "--train", -1).code == 2
+    result = run("synth", tmp_path, "--size", 16, 24, "--train", 1, "--good", 1, "--defective", 1)
+    assert result.out == f"{tmp_path / 'texture'}: 7 images\n"
+    assert size_of(tmp_path / "texture/train/good/000.png") == (24, 16)

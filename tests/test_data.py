@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import io
+import os
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+
+from padim import Config, PadimError
+from padim.config import preset_path
+from padim.data.images import read_image, read_mask
+from padim.data.items import Item, categories, collect_images, find_mask, test_items, train_items
+from padim.data.loader import ImageLoader, batched, stack
+from padim.data.transform import Box, Transform
+from padim.errors import ImageError
+
+test_items.__test__ = False  # a function of the package, not a test
+
+
+@pytest.fixture
+def photo():
+    random = np.random.default_rng(0)
+    return Image.fromarray(random.integers(0, 256, (90, 123, 3), dtype=np.uint8))
+
+
+# Where the images are
+
+
+def test_items_of_a_category(data_root):
+    assert categories(data_root) == ["object", "texture"]
+    train = train_items(data_root, "texture")
+    assert [item.path.name for item in train] == [f"{number:03}.png" for number in range(8)]
+    assert not any(item.anomalous or item.mask for item in train)
+    test = test_items(data_root, "texture")
+    assert len(test) == 4 + 5 * 2
+    assert [item.defect for item in test] == sorted(item.defect for item in test)
+    for item in test:
+        assert item.anomalous == (item.defect != "good")
+        expected = data_root / "texture/ground_truth" / item.defect / f"{item.path.stem}_mask.png"
+        assert item.mask == (expected if item.anomalous else None)
+
+
+def test_masks_are_matched_by_name_not_by_order(tmp_path):
+    for name in ("b/test/hole/1.jpg", "b/test/hole/2.jpg", "b/ground_truth/hole/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    masks = [item.mask for item in test_items(tmp_path, "b")]
+    assert masks == [None, tmp_path / "b/ground_truth/hole/2.png"]
+    assert find_mask(tmp_path / "1.jpg") is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        ((), "there is no data folder .*PADIM_DATA.*ROOT/CATEGORY/train/good.*mvtec.com"),
+        (("other",), "no category under .*ROOT/CATEGORY/train/good"),
+        (("cap/train/good",), "'bottle' has no folder .*categories there: cap"),
+        (("bottle/train/good",), r"no images in .*good \(.*\.png"),
+    ],
+    ids=["no root", "no category", "another category", "empty"],
+)
+def test_what_is_missing_is_named_with_the_layout_that_is_expected(tmp_path, make, message):
+    for name in make:
+        (tmp_path / "root" / name).mkdir(parents=True)
+    with pytest.raises(PadimError, match=message):
+        train_items(tmp_path / "root", "bottle")
+
+
+def test_inputs_are_collected_once_and_named_apart(tmp_path):
+    names = ("in/b/1.png", "in/b/1.jpg", "in/a/1.png", "in/none/x.txt", "in/out/9.png", "in/2.bmp")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    os.symlink(tmp_path / "in", tmp_path / "in/a/loop")
+    found = collect_images([tmp_path / "in/2.bmp", tmp_path / "in"], exclude=tmp_path / "in/out")
+    assert {str(path.relative_to(tmp_path)): str(name) for path, name in found.items()} == {
+        "in/2.bmp": "2",
+        "in/a/1.png": "a/1",
+        "in/b/1.jpg": "b/1.jpg",
+        "in/b/1.png": "b/1.png",
+    }
+    with pytest.raises(PadimError, match=r"no image or folder .*nowhere"):
+        collect_images([tmp_path / "nowhere"], exclude=tmp_path)
+    with pytest.raises(PadimError, match="no images in"):
+        collect_images([tmp_path / "in/none"], exclude=tmp_path / "in/out")
+
+
+# Reading them
+
+
+def saved(image, path, **options):
+    image.save(path, **options)
+    return path
+
+
+def test_modes_become_rgb(photo, tmp_path):
+    grey = photo.convert("L")
+    cases = {
+        "rgb.png": (photo, photo),
+        "grey.png": (grey, grey.convert("RGB")),
+        "bits.png": (grey.convert("1"), grey.convert("1").convert("RGB")),
+        "palette.png": (photo.quantize(16), photo.quantize(16).convert("RGB")),
+        "rgba.png": (photo.convert("RGBA"), photo),
+        "grey alpha.png": (photo.convert("LA"), grey.convert("RGB")),
+        "photo.bmp": (photo, photo),
+        "photo.tif": (photo, photo),
+        "photo.webp": (photo, photo),
+    }
+    for name, (stored, expected) in cases.items():
+        path = saved(stored, tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
+        found = read_image(path)
+        assert found.mode == "RGB"
+        assert np.array_equal(np.asarray(found), np.asarray(expected)), name
+
+
+def test_cmyk_and_jpeg(photo, tmp_path):
+    smooth = photo.resize((6, 5)).resize((123, 90), Image.Resampling.BICUBIC)
+    for mode in ("RGB", "CMYK"):
+        path = saved(smooth.convert(mode), tmp_path / f"{mode}.jpg", quality=95)
+        difference = np.asarray(read_image(path)).astype(int) - np.asarray(smooth)
+        assert abs(difference).mean() < 3, mode
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_keep_their_upper_half_instead_of_being_clipped(tmp_path, suffix):
+    values = np.arange(0, 65536, 7, dtype=np.uint16)[: 90 * 100].reshape(90, 100)
+    found = np.asarray(read_image(saved(Image.fromarray(values), tmp_path / f"deep.{suffix}")))
+    assert np.array_equal(found, np.repeat((values // 256)[..., None], 3, axis=2))
+
+
+def test_exif_rotation_is_undone(photo, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shot with the camera turned: rotate by 90 degrees clockwise to see it upright
+    path = saved(photo, tmp_path / "turned.png", exif=exif)
+    expected = np.asarray(photo.transpose(Image.Transpose.ROTATE_270))
+    assert np.array_equal(np.asarray(read_image(path)), expected)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(50), b"%!PS-Adobe-3.0 EPSF-3.0\n"]
+)
+def test_what_is_no_image_is_an_image_error_with_its_path(tmp_path, content):
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        read_image(tmp_path / "bad.png")
+    with pytest.raises(ImageError, match="No such file"):
+        read_image(tmp_path / "nowhere.png")
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(["PNG", "JPEG", "BMP", "TIFF", "GIF"]))
+def test_damaged_images_never_raise_anything_else(tmp_path_factory, data, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3)).save(buffer, kind)
+    content = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(1, 5))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("damaged") / "image"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        assert read_image(path).mode == "RGB"
+    except ImageError as error:
+        assert str(path) in str(error)
+
+
+def test_truncated_images_are_refused_not_padded(photo, tmp_path):
+    path = saved(photo, tmp_path / "photo.png")
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(ImageError, match="truncated"):
+        read_image(path)
+
+
+def test_decompression_bombs_and_splinters_are_refused(tmp_path, monkeypatch):
+    path = saved(Image.new("1", (20_000, 100)), tmp_path / "long.png")
+    with pytest.raises(ImageError, match="20000 x 100 pixels are too long"):
+        read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match="exceeds limit"):
+        read_image(path)
+
+
+def test_floating_point_images_are_refused(tmp_path):
+    path = saved(Image.new("F", (8, 8)), tmp_path / "float.tif")
+    with pytest.raises(ImageError, match="save it with 8 or 16 bits"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
+def test_anything_above_zero_in_a_mask_is_defect(tmp_path, mode):
+    values = np.array([[0, 1, 0], [253, 0, 255]], dtype=np.uint8)
+    if mode == "RGB":
+        stored = Image.fromarray(np.stack([values * 0, values * 0, values], axis=2))  # blue alone
+    elif mode == "I;16":
+        stored = Image.fromarray(values.astype(np.uint16))
+    elif mode == "1":
+        stored = Image.fromarray(values > 0)
+    else:
+        stored = Image.fromarray(values).convert(mode)
+    found = np.asarray(read_mask(saved(stored, tmp_path / "mask.png")))
+    assert np.array_equal(found, np.where(values > 0, 255, 0))
+
+
+# Resizing them
+
+
+@pytest.mark.parametrize("preset", ["pytorch-r18", "paddle-r18", "mindspore-wr50", "anomalib-r18", "paper-r18"])
+@pytest.mark.parametrize("size", [(300, 300), (301, 407), (533, 280), (100, 64), (224, 224)], ids=str)
+def test_transforms_are_torchvisions(preset, size):
+    config = Config.from_toml(preset_path(preset))
+    resize = list(config.resize) if len(config.resize) == 2 else config.resize[0]
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    mask = Image.fromarray(np.asarray(image)[..., 0] // 128 * 255)
+    transform = Transform.of(config)
+    for picture, interpolation, found in (
+        (image, config.interpolation, transform.image(image)),
+        (mask, config.mask_interpolation, transform.mask(mask)),
+    ):
+        expected = v2.Resize(resize, interpolation=InterpolationMode(interpolation))(picture)
+        if config.crop:
+            expected = v2.CenterCrop(config.crop[0])(expected)
+        assert np.array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_what_the_model_sees_of_an_image():
+    transform = Transform.of(Config())
+    assert transform.seen(256, 256) == Box(16, 16, 240, 240)
+    assert transform.seen(1024, 512) == Box(288, 32, 736, 480)
+    assert Transform.of(replace(Config(), resize=(300, 600), crop=())).seen(50, 70) == Box(0, 0, 50, 70)
+
+
+# Batches of them
+
+
+def test_samples_come_in_order_with_masks(data_root):
+    items = test_items(data_root, "texture")
+    transform = Transform((64,), (48, 48), "lanczos", "nearest")
+    loader = ImageLoader(items, transform, workers=3)
+    samples = list(loader)
+    assert [sample.item for sample in samples] == items
+    assert (loader.skipped, loader.unmasked, len(loader)) == (0, 0, len(items))
+    for item, sample in zip(items, samples):
+        expected = np.asarray(Image.open(item.path))[8:56, 8:56]
+        assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), expected)
+        truth = np.asarray(Image.open(item.mask))[8:56, 8:56] > 0 if item.mask else np.zeros((48, 48), bool)
+        assert np.array_equal(sample.mask, truth)
+        assert sample.original is None
+    batches = [stack(batch) for batch in batched(samples, 5)]
+    assert [len(batch) for batch in batches] == [5, 5, 4]
+    assert torch.equal(torch.cat(batches)[3], samples[3].image)
+
+
+@pytest.fixture
+def broken(tmp_path, photo):
+    """Items of which one image is damaged, one mask missing, one damaged and one of another shape."""
+    good = saved(photo, tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    narrow = saved(Image.new("L", (20, 90)), tmp_path / "narrow.png")
+    smaller = saved(Image.new("L", (41, 30), 255), tmp_path / "smaller.png")
+    return [
+        Item(tmp_path / "bad.png", "good"),
+        Item(good, "hole", None),
+        Item(good, "hole", tmp_path / "bad.png"),
+        Item(good, "hole", narrow),
+        Item(good, "hole", smaller),
+        Item(good),
+    ]
+
+
+def test_what_cannot_be_used_is_named_and_counted_and_costs_nothing_else(broken, caplog):
+    loader = ImageLoader(broken, Transform.of(Config()), workers=2)
+    samples = list(loader)
+    assert [sample.item for sample in samples] == broken[1:]
+    assert (loader.skipped, loader.unmasked) == (1, 3)
+    assert [sample.mask is None for sample in samples] == [True, True, True, False, True]
+    assert samples[3].mask.all()
+    for text in ("bad.png", "no mask for", "narrow.png is 20 x 90"):
+        assert text in caplog.text
+
+
+@pytest.mark.parametrize(("number", "message"), [(0, "bad.png"), (1, "no mask for"), (3, "narrow.png")])
+def test_strict_stops_at_the_first_problem(broken, number, message):
+    loader = ImageLoader(broken[number:], Transform.of(Config()), workers=2, strict=True)
+    with pytest.raises(ImageError, match=message):
+        list(loader)
+
+
+def test_a_loader_that_is_left_early_stops_reading(data_root):
+    loader = ImageLoader(train_items(data_root, "texture"), Transform((64,), (64, 64), "nearest", "nearest"), workers=2)
+    before = threading.active_count()
+    iterator = iter(loader)
+    next(iterator)
+    iterator.close()
+    assert threading.active_count() == before

@@ -1,0 +1,229 @@
+"""The whole model against the plain form, and its file against everything that can befall a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+import torch.nn.functional as F
+from conftest import SMALL
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from scipy.spatial.distance import mahalanobis
+
+from padim import Config, Padim, PadimError
+from padim.embedding import draw_channels, embedding_concat
+
+
+def images_like(n, seed, size=(64, 64)):
+    generator = torch.Generator().manual_seed(seed)
+    scene = torch.randint(0, 200, (1, 3, *size), generator=torch.Generator().manual_seed(0))
+    return (scene + torch.randint(0, 56, (n, 3, *size), generator=generator)).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def model(random_weights):
+    return Padim(SMALL, weights=random_weights).fit(images_like(12, seed=1).split(4), "parts")
+
+
+@pytest.fixture
+def model_file(model, tmp_path):
+    model.save(tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def plain_maps(config, random_weights, train, test):
+    """PaDiM as the paper writes it, in float64 from the features on."""
+    backbone = Padim(config, weights=random_weights).backbone
+    with torch.no_grad():
+        train, test = (embedding_concat(backbone(images)).double().numpy() for images in (train, test))
+    channels = draw_channels(train.shape[1], config.channels, config.seed)
+    train, test = train[:, channels], test[:, channels]
+    distances = np.empty((len(test), *train.shape[2:]))
+    for y, x in np.ndindex(*train.shape[2:]):
+        covariance = np.cov(train[:, :, y, x], rowvar=False) + config.epsilon * np.eye(len(channels))
+        mean, inverse = train[:, :, y, x].mean(axis=0), np.linalg.inv(covariance)
+        distances[:, y, x] = [mahalanobis(image[:, y, x], mean, inverse) for image in test]
+    maps = F.interpolate(torch.from_numpy(distances)[:, None], size=config.image_size, mode=config.upsampling)
+    return np.stack([scipy.ndimage.gaussian_filter(image, config.sigma) for image in maps[:, 0].numpy()])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        replace(SMALL, layers=("layer1", "layer2", "layer3", "layer4")),
+        replace(SMALL, layers=("layer2", "layer3"), channels=30, upsampling="bicubic"),
+        replace(SMALL, layers=("layer3",), epsilon=0.1, sigma=1.0),
+        replace(SMALL, resize=(96, 80), crop=(32, 64)),
+    ],
+    ids=["three levels", "four levels", "two levels", "one level", "not square"],
+)
+def test_maps_and_scores_are_those_of_the_paper(config, random_weights):
+    train, test = (images_like(n, n, config.image_size) for n in (12, 3))
+    scores = Padim(config, weights=random_weights).fit(train.split(5)).score(test)
+    expected = plain_maps(config, random_weights, train, test)
+    np.testing.assert_allclose(scores.maps, expected, rtol=1e-4)
+    np.testing.assert_allclose(scores.images, expected.max(axis=(1, 2)), rtol=1e-4)
+
+
+def test_the_same_fit_gives_the_same_bits(model, random_weights, tmp_path):
+    again = Padim(SMALL, weights=random_weights).fit(images_like(12, seed=1).split(4), "parts")
+    model.save(tmp_path / "one")
+    again.save(tmp_path / "two")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_level_that_got_no_channels_is_no_obstacle(random_weights):
+    few = Padim(replace(SMALL, channels=1), weights=random_weights)
+    scores = few.fit([images_like(5, seed=1)]).score(images_like(2, seed=2))
+    assert scores.maps.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [((230, 224), "instead of 230 take 224 or 240"), ((224, 100), "instead of 100 take 96 or 112")],
+)
+def test_sizes_whose_grids_do_not_nest_are_refused_with_the_nearest_that_do(size, message, random_weights):
+    with pytest.raises(PadimError, match=message):
+        Padim(Config(resize=size, crop=()), weights=random_weights)
+
+
+def test_wrong_input_is_refused(model, random_weights, tmp_path):
+    unfitted = Padim(SMALL, weights=random_weights)
+    with pytest.raises(PadimError, match=r"shape \[2, 3, 32, 32\], expected \[n, 3, 64, 64\]"):
+        model.score(images_like(2, 0, (32, 32)))
+    with pytest.raises(PadimError, match="isn't fitted"):
+        unfitted.score(images_like(1, 0))
+    with pytest.raises(PadimError, match="isn't fitted"):
+        unfitted.save(tmp_path / "model.safetensors")
+    for batches in ([], [images_like(1, 0)]):
+        with pytest.raises(PadimError, match="at least two training images"):
+            unfitted.fit(batches)
+
+
+def test_features_that_overflow_stop_the_fit(random_weights):
+    huge = {**random_weights, "bn1.weight": torch.full((64,), 1e38), "bn1.bias": torch.full((64,), 3e38)}
+    with pytest.raises(PadimError, match="not finite"):
+        Padim(SMALL, weights=huge).fit([images_like(4, 0)])
+
+
+# The file
+
+
+def test_a_model_comes_back_from_its_file_alone(model, model_file):
+    again = Padim.load(model_file)
+    assert (again.config, again.about) == (SMALL, model.about)
+    assert (again.about.category, again.about.images) == ("parts", 12)
+    test = images_like(3, seed=2)
+    for found, expected in zip(again.score(test), model.score(test)):
+        assert torch.equal(found, expected)
+
+
+def test_the_file_is_as_documented(model_file):
+    with safe_open(model_file, "pt") as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+        metadata = file.metadata()
+    ours = {key: shape for key, shape in shapes.items() if not key.startswith("backbone.")}
+    d = [ours[f"mean.{level}"][1] for level in range(3)]
+    cells = [4 * 4, 8 * 8, 16 * 16]
+    assert sum(d) == 20
+    expected = {"channels": (20,)}
+    for i in range(3):
+        expected[f"mean.{i}"] = (cells[i], d[i], 1)
+        expected |= {f"factor.{i}.{j}": (cells[i], d[i], d[j]) for j in range(i + 1)}
+    assert ours == expected
+    header = json.loads(metadata["padim"])
+    assert header["version"] == 1
+    assert Config.from_dict(header["config"]) == SMALL
+    assert header["about"]["images"] == 12
+
+
+def test_without_the_backbone_the_right_weights_are_asked_for(model, random_weights, weights_file, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model.save(path, embed_backbone=False)
+    assert path.stat().st_size < 2e6
+    test = images_like(2, seed=2)
+    assert torch.equal(Padim.load(path, weights=weights_file).score(test).maps, model.score(test).maps)
+    others = {**random_weights, "bn1.bias": random_weights["bn1.bias"] + 0.1}
+    torch.save(others, tmp_path / "others.pth")
+    with pytest.raises(PadimError, match=r"model\.safetensors: fitted with other weights .*--weights"):
+        Padim.load(path, weights=tmp_path / "others.pth")
+
+
+def rewritten(path, change):
+    """The model file with its tensors and header changed."""
+    with safe_open(path, "pt") as file:
+        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["padim"])
+    change(tensors, header)
+    save_file(tensors, path, {"padim": json.dumps(header)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, h: h.update(version=2), "has format version 2, this program reads version 1"),
+        (lambda t, h: h.update(config=3), "metadata can't be understood"),
+        (lambda t, h: h.update(config={"sed": 1}), "'sed' is not a field"),
+        (lambda t, h: h.update(config=replace(SMALL, channels=21).to_dict()), "'channels' is missing"),
+        (lambda t, h: h.update(about=[]), "metadata can't be understood"),
+        (lambda t, h: h["about"].update(weights_sha256=5), "metadata can't be understood"),
+        (lambda t, h: h.pop("about"), "metadata can't be understood"),
+        (lambda t, h: t.pop("factor.1.0"), "'factor.1.0' is missing"),
+        (lambda t, h: t.update({"mean.0": t["mean.0"][:1].clone()}), "'mean.0' is missing, not finite or not of shape"),
+        (lambda t, h: t["factor.0.0"].fill_(torch.nan), "'factor.0.0' is missing, not finite"),
+        (lambda t, h: t["channels"].fill_(-1), "a damaged model"),
+        (lambda t, h: t["backbone.bn1.bias"].add_(1), "fitted with other weights"),
+        (lambda t, h: t.pop("backbone.bn1.bias"), "no key 'bn1.bias'"),
+    ],
+)
+def test_a_changed_file_is_refused_with_the_reason(model_file, change, message):
+    rewritten(model_file, change)
+    with pytest.raises(PadimError, match=message) as error:
+        Padim.load(model_file)
+    assert str(model_file) in str(error.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_damaged_file_is_refused_or_read_but_never_anything_else(model, tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("damaged") / "model.safetensors"
+    model.save(path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, 6000))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) - 1, 5000, 100, 8, 0]))])
+    try:
+        Padim.load(path)
+    except PadimError as error:
+        assert str(path) in str(error)
+
+
+def test_no_file_and_a_file_of_something_else(weights_file, tmp_path):
+    with pytest.raises(PadimError, match=r"nowhere: No such file"):
+        Padim.load(tmp_path / "nowhere")
+    with pytest.raises(PadimError, match="damaged or not a padim model"):
+        Padim.load(weights_file)
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(PadimError, match="is not a padim model: train one"):
+        Padim.load(tmp_path / "other.safetensors")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(model, model_file, monkeypatch):
+    before = model_file.read_bytes()
+
+    def fails(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("padim.modelfile.save_file", fails)
+    with pytest.raises(PadimError, match=r"can't write .*model\.safetensors: No space left"):
+        model.save(model_file)
+    assert model_file.read_bytes() == before
+    assert list(model_file.parent.iterdir()) == [model_file]

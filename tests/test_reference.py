@@ -1,0 +1,94 @@
+"""Real images, real weights: the figures of the reference implementation, and what large models take."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from scipy.spatial.distance import mahalanobis
+
+from padim import Config, Padim
+from padim.data.items import train_items
+from padim.data.loader import ImageLoader, stack
+from padim.data.transform import Transform
+from padim.gaussian import Gaussian, Moments
+
+KEYS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_f1_max", "image_f1_max")
+
+
+def command(name, *arguments):
+    """The JSON that a command prints, run in a process of its own."""
+    process = [sys.executable, "-m", f"padim.cli.{name}", *map(str, arguments)]
+    return json.loads(subprocess.run(process, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def train_and_evaluate(category, shared, output, *options):
+    where = ("--category", category, "--data", shared / "data/mvtec", "--output", output, "--json")
+    return command("train", *where, *options), command("eval", *where)
+
+
+@pytest.mark.parametrize("category", ["bottle", "grid"])
+def test_the_reference_figures(category, shared, tmp_path):
+    weights = shared / "weights/resnet18-imagenet-layers1to3.pth"
+    _, found = train_and_evaluate(category, shared, tmp_path, "--preset", "pytorch-r18", "--weights", weights)
+    expected = json.loads((shared / "reference.json").read_text())[category]
+    for key in KEYS:
+        assert found[key] == pytest.approx(expected[key], abs=0.0005), key
+    assert found["aupro"] == pytest.approx(expected["aupro"], abs=0.001)
+    assert found["pixel_f1_threshold"] == pytest.approx(expected["pixel_f1_threshold"], abs=0.001)
+    assert found["image_f1_threshold"] == pytest.approx(expected["image_f1_threshold"], abs=0.001)
+    assert found["images"] == expected["test_good"] + expected["test_defect"]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("merged", [False, True], ids=["streamed", "merged from three parts"])
+def test_real_distances_are_numpys_and_scipys_in_float64(shared, merged):
+    """Grid has 25 images, fewer than the 100 dimensions."""
+    config = Config()
+    model = Padim(config, weights=shared / "weights/resnet18-imagenet-layers1to3.pth")
+    items = train_items(shared / "data/mvtec", "grid")
+    images = stack(list(ImageLoader(items, Transform.of(config), workers=2)))
+    parts = [model.features(part) for part in images.split([9, 1, 15])]
+    moments = Moments.about(parts[0])
+    for part in parts:
+        if merged:
+            partial = Moments.about(parts[0])
+            partial.update(part)
+            moments.merge(partial)
+        else:
+            moments.update(part)
+    test = [level[:, :, :3] + 0.1 for level in parts[2]]
+    found = Gaussian.fit(moments, config.epsilon).squared_distances(test).sqrt().numpy()
+
+    cells = len(found)
+    embedding, fresh = (
+        torch.cat([level.repeat_interleave(cells // len(level), dim=0) for level in levels], dim=1).double().numpy()
+        for levels in ([torch.cat(level, dim=2) for level in zip(*parts)], test)
+    )
+    for cell in range(0, cells, 37):
+        inverse = np.linalg.inv(np.cov(embedding[cell]) + config.epsilon * np.eye(100))
+        mean = embedding[cell].mean(axis=1)
+        expected = [mahalanobis(fresh[cell, :, image], mean, inverse) for image in range(3)]
+        np.testing.assert_allclose(found[cell], expected, rtol=1e-4)
+
+
+def test_wide_resnet_with_550_channels_fits_in_4_gib(shared, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(torchvision.models.wide_resnet50_2().state_dict(), tmp_path / "weights.pth")
+    options = ("--preset", "pytorch-wr50", "--weights", tmp_path / "weights.pth", "--device", "cpu")
+    for summary in train_and_evaluate("bottle", shared, tmp_path, *options):
+        assert summary["peak_memory_bytes"] < 4 * 2**30
+        print(summary)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(pytestconfig):
+    script = pytestconfig.rootpath / "scripts/memory.py"
+    result = json.loads(subprocess.run([sys.executable, script], check=True, stdout=subprocess.PIPE).stdout)
+    assert (result["few"]["images"], result["many"]["images"]) == (200, 5000)
+    assert result["ratio"] < 1.05

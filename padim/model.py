@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -101,15 +101,19 @@ class Padim:
         return [self.pyramid.to_cells(depth, level) for depth, level in enumerate(reversed(selected))]
 
     @torch.inference_mode()
-    def fit(self, batches: Iterable[Tensor], category: str = "") -> Self:
-        """Learn what normal images look like, in one pass and in memory that does not grow with it.
+    def fit(self, batches: Iterable[Tensor | Sequence[Tensor]], category: str = "") -> Self:
+        """Learn what normal images look like, in one pass and in memory that does not grow with their number.
+
+        Args:
+            batches: of images; of a pair like those that a `DataLoader` gives, the first entry is taken.
+            category: a name that the model will carry.
 
         Raises:
             PadimError: fewer than two images, or features that are not finite.
         """
         moments: Moments | None = None
-        for images in batches:
-            features = self.features(images)
+        for batch in batches:
+            features = self.features(batch if isinstance(batch, Tensor) else batch[0])
             moments = moments or Moments.about(features)
             moments.update(features)
         if moments is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import auc, confusion_matrix_at_thresholds
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating]
@@ -35,6 +35,47 @@ class Metrics:
     aupro: float | None
 
 
+@dataclass(frozen=True)
+class Curve:
+    """How many normal and how many anomalous entries score at or above each threshold.
+
+    Attributes:
+        false_positives: counts `[t]`, from the highest threshold to the lowest.
+        true_positives: counts `[t]`.
+        thresholds: every distinct score, descending, `[t]`.
+    """
+
+    false_positives: Floats
+    true_positives: Floats
+    thresholds: Floats
+
+    @classmethod
+    def of(cls, labels: Bools, scores: Floats) -> Curve | None:
+        """The curve of labels and scores of any one shape; None unless there are both kinds."""
+        if not _both_kinds(labels):
+            return None
+        _, false_positives, _, true_positives, thresholds = confusion_matrix_at_thresholds(
+            labels.ravel(), scores.ravel()
+        )
+        return cls(false_positives, true_positives, thresholds)
+
+    def auroc(self) -> float:
+        """Area under the ROC curve."""
+        rates = (np.append(0, counts / counts[-1]) for counts in (self.false_positives, self.true_positives))
+        return float(auc(*rates))
+
+    def average_precision(self) -> float:
+        """Sum of the precision at each threshold times the step in recall."""
+        precision = self.true_positives / (self.true_positives + self.false_positives)
+        return float(np.diff(self.true_positives, prepend=0) @ precision / self.true_positives[-1])
+
+    def f1_max(self) -> tuple[float, float]:
+        """The largest F1 of any threshold, and that threshold."""
+        f1 = 2 * self.true_positives / (self.true_positives + self.false_positives + self.true_positives[-1])
+        best = int(f1.argmax())
+        return float(f1[best]), float(self.thresholds[best])
+
+
 def evaluate(labels: Bools, scores: Floats, masks: Bools, maps: Floats) -> Metrics:
     """All figures of a category.
 
@@ -44,38 +85,19 @@ def evaluate(labels: Bools, scores: Floats, masks: Bools, maps: Floats) -> Metri
         masks: where the images that have a ground truth are defective, `[m, h, w]`.
         maps: the anomaly maps of those images, `[m, h, w]`.
     """
-    image_f1, image_threshold = f1_max(labels, scores)
-    pixel_f1, pixel_threshold = f1_max(masks, maps)
+    images, pixels = Curve.of(labels, scores), Curve.of(masks, maps)
+    image_f1, image_threshold = images.f1_max() if images else (None, None)
+    pixel_f1, pixel_threshold = pixels.f1_max() if pixels else (None, None)
     return Metrics(
-        image_auroc=auroc(labels, scores),
+        image_auroc=images.auroc() if images else None,
         image_f1_max=image_f1,
         image_f1_threshold=image_threshold,
-        pixel_auroc=auroc(masks, maps),
-        pixel_ap=average_precision(masks, maps),
+        pixel_auroc=pixels.auroc() if pixels else None,
+        pixel_ap=pixels.average_precision() if pixels else None,
         pixel_f1_max=pixel_f1,
         pixel_f1_threshold=pixel_threshold,
         aupro=aupro(masks, maps),
     )
-
-
-def auroc(labels: Bools, scores: Floats) -> float | None:
-    """Area under the ROC curve of arrays of any one shape."""
-    return float(roc_auc_score(labels.ravel(), scores.ravel())) if _both_kinds(labels) else None
-
-
-def average_precision(labels: Bools, scores: Floats) -> float | None:
-    """Average precision of arrays of any one shape."""
-    return float(average_precision_score(labels.ravel(), scores.ravel())) if _both_kinds(labels) else None
-
-
-def f1_max(labels: Bools, scores: Floats) -> tuple[float | None, float | None]:
-    """The largest F1 of any threshold, and that threshold: scores at or above it count as defects."""
-    if not _both_kinds(labels):
-        return None, None
-    precision, recall, thresholds = precision_recall_curve(labels.ravel(), scores.ravel())
-    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
-    best = int(f1[:-1].argmax())  # the last point has no threshold
-    return float(f1[best]), float(thresholds[best])
 
 
 def aupro(masks: Bools, maps: Floats, limit: float = 0.3) -> float | None:
@@ -92,7 +114,7 @@ def aupro(masks: Bools, maps: Floats, limit: float = 0.3) -> float | None:
     """
     if not _both_kinds(masks):
         return None
-    descending = np.argsort(-maps, axis=None, kind="stable")
+    descending = np.argsort(maps, axis=None)[::-1]
     scores = maps.ravel()[descending]
     overlap = np.cumsum(_region_weights(masks).ravel()[descending])
     false_positives = np.cumsum(~masks.ravel()[descending])

@@ -12,7 +12,7 @@ import pytest
 from padim import Config, PadimError
 from padim.config import preset_path
 
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
 PRESETS = sorted((CHECKOUT / "configs").glob("*.toml"))
 
 

@@ -10,7 +10,7 @@ import pytest
 from padim.config import preset_path
 from padim.data.synth import write_category
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from padim.metrics import aupro, auroc, average_precision, evaluate, f1_max
+from padim.metrics import Curve, aupro, evaluate
 
 
 def regions_of(mask):
@@ -79,7 +79,7 @@ def test_auroc_is_the_share_of_pairs_in_order(seed, levels):
     labels = np.append(random.random(30) < 0.4, [True, False])
     scores = random.integers(0, levels, 32)
     pairs = [(p > n) + (p == n) / 2 for p in scores[labels] for n in scores[~labels]]
-    assert auroc(labels, scores) == pytest.approx(np.mean(pairs))
+    assert Curve.of(labels, scores).auroc() == pytest.approx(np.mean(pairs))
 
 
 @settings(max_examples=60, deadline=None)
@@ -88,7 +88,7 @@ def test_f1_max_is_the_best_over_all_thresholds(seed, levels):
     random = np.random.default_rng(seed)
     labels = np.append(random.random(30) < 0.4, [True, False])
     scores = random.integers(0, levels, 32).astype(float)
-    best, threshold = f1_max(labels, scores)
+    best, threshold = Curve.of(labels, scores).f1_max()
     assert best == pytest.approx(max(f1_score(labels, scores >= value) for value in scores))
     assert f1_score(labels, scores >= threshold) == pytest.approx(best)
 
@@ -96,7 +96,18 @@ def test_f1_max_is_the_best_over_all_thresholds(seed, levels):
 def test_average_precision_is_the_sum_over_recall_steps():
     labels = np.array([True, False, True, True, False])
     scores = np.array([5.0, 4.0, 3.0, 2.0, 1.0])
-    assert average_precision(labels, scores) == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+    assert Curve.of(labels, scores).average_precision() == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 12))
+def test_figures_are_scikit_learns(seed, levels):
+    random = np.random.default_rng(seed)
+    labels = np.append(random.random(30) < 0.4, [True, False])
+    scores = random.integers(0, levels, 32) / 3
+    curve = Curve.of(labels, scores)
+    assert curve.auroc() == pytest.approx(roc_auc_score(labels, scores))
+    assert curve.average_precision() == pytest.approx(average_precision_score(labels, scores))
 
 
 def test_figures_that_are_not_defined_are_none():
@@ -112,4 +123,4 @@ def test_auc_of_the_whole_pro_curve_of_one_region_is_the_pixel_auroc():
     masks = np.zeros((1, 12, 12), dtype=bool)
     masks[0, 3:7, 4:9] = True
     maps = random.random((1, 12, 12)) + 0.5 * masks
-    assert aupro(masks, maps, limit=1.0) == pytest.approx(auroc(masks, maps))
+    assert aupro(masks, maps, limit=1.0) == pytest.approx(Curve.of(masks, maps).auroc())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import pickle
@@ -15,6 +16,7 @@ import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torchvision.models import WeightsEnum
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -71,7 +73,8 @@ class Backbone(nn.Module):
             torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32),
             torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
         ):
-            return [features.float() for features in self.extractor(images).values()]
+            images = images.contiguous(memory_format=torch.channels_last)
+            return [features.float() for features in self._fused(images).values()]
 
     def weights(self) -> dict[str, Tensor]:
         """The weights up to the last used layer, in the keys of the architecture's own library."""
@@ -100,6 +103,8 @@ class Backbone(nn.Module):
             if not bool(needed[key].isfinite().all()):
                 raise PadimError(f"the weights for {self.name} have values in {key!r} that are not finite")
         self.extractor.load_state_dict(needed, assign=True)
+        network = copy.deepcopy(self.extractor).eval()
+        self._fused = fuse(network, inplace=True, no_trace=True).to(memory_format=torch.channels_last)
 
 
 def _is_counter(key: str) -> bool:

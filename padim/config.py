@@ -49,7 +49,7 @@ class Config:
     upsampling: str = _option("bilinear", "how maps grow to the image size", UPSAMPLINGS)
     sigma: float = _option(4.0, "Gaussian smoothing of the maps, in pixels; 0 for none")
     precision: str = _option("fp32", "arithmetic of the backbone", PRECISIONS)
-    batch_size: int = _option(32, "images that go through the backbone at a time")
+    batch_size: int = _option(8, "images that go through the backbone at a time")
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):

@@ -85,6 +85,7 @@ def evaluate(labels: Bools, scores: Floats, masks: Bools, maps: Floats) -> Metri
         masks: where the images that have a ground truth are defective, `[m, h, w]`.
         maps: the anomaly maps of those images, `[m, h, w]`.
     """
+    overlap = aupro(masks, maps)
     images, pixels = Curve.of(labels, scores), Curve.of(masks, maps)
     image_f1, image_threshold = images.f1_max() if images else (None, None)
     pixel_f1, pixel_threshold = pixels.f1_max() if pixels else (None, None)
@@ -96,7 +97,7 @@ def evaluate(labels: Bools, scores: Floats, masks: Bools, maps: Floats) -> Metri
         pixel_ap=pixels.average_precision() if pixels else None,
         pixel_f1_max=pixel_f1,
         pixel_f1_threshold=pixel_threshold,
-        aupro=aupro(masks, maps),
+        aupro=overlap,
     )
 
 
@@ -116,10 +117,14 @@ def aupro(masks: Bools, maps: Floats, limit: float = 0.3) -> float | None:
         return None
     descending = np.argsort(maps, axis=None)[::-1]
     scores = maps.ravel()[descending]
-    overlap = np.cumsum(_region_weights(masks).ravel()[descending])
     false_positives = np.cumsum(~masks.ravel()[descending])
-    last_of_value = np.append(np.flatnonzero(np.diff(scores)), scores.size - 1)
-    pro = np.append(0.0, overlap[last_of_value] / overlap[-1])
+    at_limit = int(np.searchsorted(false_positives, limit * false_positives[-1]))
+    end = int(np.searchsorted(-scores, -scores[at_limit], side="right"))  # all of equal value count at once
+
+    weights = _region_weights(masks).ravel()
+    overlap = np.cumsum(weights[descending[:end]]) / weights.sum()
+    last_of_value = np.append(np.flatnonzero(np.diff(scores[:end])), end - 1)
+    pro = np.append(0.0, overlap[last_of_value])
     fpr = np.append(0.0, false_positives[last_of_value] / false_positives[-1])
     beyond = int(np.searchsorted(fpr, limit))  # the first point at the limit or past it
     share = (limit - fpr[beyond - 1]) / (fpr[beyond] - fpr[beyond - 1])

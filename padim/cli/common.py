@@ -147,6 +147,8 @@ def config_from(options: argparse.Namespace) -> Config:
 def pick_device(name: str) -> str:
     """The device that an option names; `auto` is the best that there is.
 
+    On the CPU, torch gets half of the cores: the other half decodes and resizes in the meantime.
+
     Raises:
         PadimError: the device isn't there.
     """
@@ -154,9 +156,11 @@ def pick_device(name: str) -> str:
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return next(device for device, there in available.items() if there)
+        name = next(device for device, there in available.items() if there)
     if not available[name]:
         raise PadimError(f"--device {name}: torch finds no such device here; take --device cpu or auto")
+    if name == "cpu":
+        torch.set_num_threads(max(1, _cores() // 2))
     return name
 
 

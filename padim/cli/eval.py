@@ -29,6 +29,8 @@ from padim.errors import PadimError
 if TYPE_CHECKING:
     import argparse
 
+    from padim.model import Padim
+
 log = logging.getLogger(__name__)
 
 # Column heading -> key of the result.
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: list[dict[str, Any]] = []
     for name in names:
         try:
-            result = _evaluate(name, options)
+            result = _load_and_evaluate(name, options)
         except PadimError as error:  # the other categories are evaluated all the same
             log_error(PadimError(f"{name}: {error}"))
             continue
@@ -82,32 +84,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(result), flush=True)
         results.append(result)
     if results and not options.json:
-        print(_table(results))
+        print(table(results))
     return 0 if len(results) == len(names) else USER_ERROR
 
 
-def _evaluate(category: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate one category and write `eval.json` beside its model."""
+def _load_and_evaluate(category: str, options: argparse.Namespace) -> dict[str, Any]:
+    from padim.model import Padim
+
+    model = Padim.load(
+        options.output / category / "model.safetensors",
+        weights=options.weights,
+        device=pick_device(options.device),
+        precision=options.precision,
+    )
+    return evaluate_category(model, category, options, options.batch_size or model.config.batch_size)
+
+
+def evaluate_category(model: Padim, category: str, options: argparse.Namespace, batch_size: int) -> dict[str, Any]:
+    """Evaluate a model on its category, write `eval.json` beside its file, and return the figures."""
     from padim.data.items import test_items
     from padim.data.loader import ImageLoader
     from padim.data.transform import Transform
     from padim.evaluate import evaluate_model
-    from padim.model import Padim
 
-    folder = options.output / category
-    items = test_items(options.data, category)
     start = time.perf_counter()
-    device = pick_device(options.device)
-    model = Padim.load(
-        folder / "model.safetensors", weights=options.weights, device=device, precision=options.precision
-    )
+    items = test_items(options.data, category)
     loader = ImageLoader(items, Transform.of(model.config), workers=options.workers, strict=options.strict)
-    samples = progress(loader, len(items), category)
-    metrics, images = evaluate_model(model, samples, options.batch_size or model.config.batch_size)
-    result = {
+    metrics, images = evaluate_model(model, progress(loader, len(items), category), batch_size)
+    figures = {
         "category": category,
         "images": len(images),
-        "defective": sum(sample.defect != "good" for sample in images),
+        "defective": sum(image.defect != "good" for image in images),
         "skipped": loader.skipped,
         "unmasked": loader.unmasked,
         **dataclasses.asdict(metrics),
@@ -115,11 +122,11 @@ def _evaluate(category: str, options: argparse.Namespace) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory_bytes(),
     }
     scores = [dataclasses.asdict(image) for image in images]
-    write_json(folder / "eval.json", result | {"config": model.config.to_dict(), "scores": scores})
-    return result
+    write_json(options.output / category / "eval.json", figures | {"config": model.config.to_dict(), "scores": scores})
+    return figures
 
 
-def _table(results: Sequence[dict[str, Any]]) -> str:
+def table(results: Sequence[dict[str, Any]]) -> str:
     """The results as text, one row a category and their plain mean."""
     means = {key: None if key in _NO_MEAN else _mean(results, key) for key in _COLUMNS.values()}
     total = {"category": "mean", "images": sum(result["images"] for result in results)}

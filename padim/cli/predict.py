@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scale = _colour_scale(options, model.about.normal_distance)
     samples = progress(loader, len(items), "predict")
     scored = 0
-    for batch in batched(samples, options.batch_size or min(8, model.config.batch_size)):
+    for batch in batched(samples, options.batch_size or model.config.batch_size):
         scores = model.score(stack(batch))
         for sample, score, anomaly_map in zip(batch, scores.images.tolist(), scores.maps.cpu().numpy(), strict=True):
             name = names[sample.item.path]

@@ -25,6 +25,7 @@ from padim.cli.common import (
     progress,
     write_json,
 )
+from padim.cli.eval import evaluate_category, table
 from padim.config import Config
 from padim.errors import PadimError
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     import argparse
 
     from torch import Tensor
+
+    from padim.model import Padim
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ def parser() -> Parser:
         "--no-embed-backbone", action="store_true", help="leave the backbone's weights out of the model file"
     )
     add_machine_options(result)
+    result.add_argument("--eval", action="store_true", help="evaluate each model as padim-eval does, in the same run")
     result.add_argument("--json", action="store_true", help="print the summary as JSON, one object a category")
     result.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     add_config_options(result)
@@ -74,22 +78,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = categories(options.data) if options.category == ["all"] else options.category
     device = pick_device(options.device)
     weights = read_weights(options.weights) if options.weights else download_weights(config.backbone)
+    figures: list[dict[str, Any]] = []
     failed = 0
     for name in names:
         try:
-            summary = _train(name, config, weights, device, options)
+            model, summary = _train(name, config, weights, device, options)
+            print(json.dumps(summary) if options.json else _readable(summary), flush=True)
+            if options.eval:
+                figures.append(evaluate_category(model, name, options, config.batch_size))
+                if options.json:
+                    print(json.dumps(figures[-1]), flush=True)
         except PadimError as error:  # the other categories are trained all the same
             log_error(PadimError(f"{name}: {error}"))
             failed += 1
-            continue
-        print(json.dumps(summary) if options.json else _readable(summary), flush=True)
+    if figures and not options.json:
+        print(table(figures))
     return USER_ERROR if failed else 0
 
 
 def _train(
     category: str, config: Config, weights: Mapping[str, Tensor], device: str, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Fit, save, and write the summary beside the model."""
+) -> tuple[Padim, dict[str, Any]]:
+    """Fit, save, and write the summary beside the model; gives both."""
     from padim.data.items import train_items
     from padim.data.loader import ImageLoader, batched, stack
     from padim.data.transform import Transform
@@ -119,7 +129,7 @@ def _train(
         "device": device,
     }
     write_json(folder / "train.json", summary | {"config": config.to_dict()})
-    return summary
+    return model, summary
 
 
 def _readable(summary: Mapping[str, Any]) -> str:

@@ -62,6 +62,17 @@ def test_the_same_command_gives_the_same_model(run, data_root, weights_file, tmp
     assert first == second
 
 
+def test_train_and_evaluate_in_one_run(run, data_root, weights_file, tmp_path):
+    arguments = ("--data", data_root, "--weights", weights_file, "--output", tmp_path, *PROTOCOL, "--eval")
+    result = run("train", "--category", "texture", *arguments, "--json")
+    trained, evaluated = map(json.loads, result.out.splitlines())
+    again = json.loads(run("eval", "--data", data_root, "--output", tmp_path, "--json").out)
+    for key in ("images", "image_auroc", "pixel_auroc", "aupro", "pixel_ap", "pixel_f1_max"):
+        assert evaluated[key] == again[key]
+    assert trained["images"] == 8
+    assert run("train", "--category", "texture", *arguments).out.splitlines()[-1].startswith("mean")
+
+
 def test_one_category_that_fails_costs_the_others_nothing(run, data_root, weights_file, tmp_path):
     arguments = ("--data", data_root, "--weights", weights_file, "--output", tmp_path, *PROTOCOL, "--json")
     result = run("train", "--category", "nothing", "object", *arguments)

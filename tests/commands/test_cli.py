@@ -184,7 +184,7 @@ def test_eval_says_what_is_missing(run, data_root, trained, tmp_path):
     result = run("eval", "--data", data_root, "--output", trained, "--category", "texture", "bottle", "--json")
     assert result.code == 2
     assert json.loads(result.out)["category"] == "texture"
-    assert "ERROR: bottle: category 'bottle' has no folder" in result.err
+    assert f"ERROR: bottle: can't read the model {trained}/bottle/model.safetensors: No such file" in result.err
 
 
 def test_eval_without_masks_still_has_image_figures(run, trained, data_root, tmp_path):

@@ -47,7 +47,7 @@ def test_features_are_the_activations_of_torchvisions_own_network(random_weights
         x = stage(x)
         expected.append(x)
     for found, truth in zip(backbone(random_weights)(images), expected):
-        assert (found - truth).norm() / truth.norm() < 1e-6
+        assert (found - truth).norm() / truth.norm() < 5e-6
         assert (found - truth).abs().max() / truth.abs().max() < 1e-5
 
 

@@ -34,6 +34,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(USER_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
+class OneLine(logging.Formatter):
+    """Messages in one line, even where a file name has several."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return " ".join(super().format(record).splitlines())
+
+
 class Command(Protocol):
     """A command's entry point: arguments, by default those of the process, in; exit code out."""
 
@@ -46,11 +53,13 @@ def command(run: Command) -> Command:
     @functools.wraps(run)
     def main(arguments: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an image is said by us
-        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+        handler = logging.StreamHandler()
+        handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
+        logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
         try:
             return run(arguments)
         except PadimError as error:
-            log_error(error)
+            log.error("%s", error)
             return USER_ERROR
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -60,11 +69,6 @@ def command(run: Command) -> Command:
             return BROKEN_PIPE
 
     return main
-
-
-def log_error(error: Exception) -> None:
-    """One line on stderr, whatever the message holds."""
-    log.error("%s", " ".join(str(error).splitlines()))
 
 
 def add_data_option(parser: argparse.ArgumentParser) -> None:

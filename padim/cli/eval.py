@@ -18,7 +18,6 @@ from padim.cli.common import (
     add_output_option,
     add_scoring_options,
     command,
-    log_error,
     peak_memory_bytes,
     pick_device,
     progress,
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             result = _load_and_evaluate(name, options)
         except PadimError as error:  # the other categories are evaluated all the same
-            log_error(PadimError(f"{name}: {error}"))
+            log.error("%s: %s", name, error)
             continue
         if options.json:
             print(json.dumps(result), flush=True)

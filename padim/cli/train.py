@@ -19,7 +19,6 @@ from padim.cli.common import (
     add_output_option,
     command,
     config_from,
-    log_error,
     peak_memory_bytes,
     pick_device,
     progress,
@@ -89,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if options.json:
                     print(json.dumps(figures[-1]), flush=True)
         except PadimError as error:  # the other categories are trained all the same
-            log_error(PadimError(f"{name}: {error}"))
+            log.error("%s: %s", name, error)
             failed += 1
     if figures and not options.json:
         print(table(figures))
@@ -106,9 +105,9 @@ def _train(
     from padim.files import check_writable
     from padim.model import Padim
 
+    items = train_items(options.data, category)
     folder = options.output / category
     check_writable(folder)
-    items = train_items(options.data, category)
     start = time.perf_counter()
     model = Padim(config, weights=weights, device=device)
     loader = ImageLoader(items, Transform.of(config), workers=options.workers, strict=options.strict)

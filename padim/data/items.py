@@ -157,6 +157,8 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _folder(root: Path, category: str, split: str) -> Path:
+    if Path(category).name != category:
+        raise PadimError(f"category {category!r} is not the name of a folder in {root}: pass its folder with --data")
     folder = root / category / split
     if not folder.is_dir():
         there = ", ".join(categories(root))

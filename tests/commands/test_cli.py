@@ -120,6 +120,7 @@ def test_damaged_images_are_named_and_counted(run, weights_file, tmp_path):
     ("arguments", "message"),
     [
         ((), "which category? Pass --category NAME"),
+        (("--category", "../texture"), "category '../texture' is not the name of a folder"),
         (("--category", "texture", "--data", "nowhere"), "there is no data folder nowhere"),
         (("--category", "texture", "--weights", "nowhere.pth"), "can't read the weights nowhere.pth"),
         (("--category", "texture", "--device", "cuda"), "--device cuda: torch finds no such device"),
@@ -252,7 +253,7 @@ def test_predict_takes_images_of_any_shape_and_kind(run, trained, tmp_path):
     Image.new("RGB", (300, 120), "red").save(images / "wide.png")
     Image.new("L", (20, 33)).save(images / "tiny.jpg")
     Image.new("RGBA", (65, 400)).save(images / "tall.png")
-    (images / "bad.png").write_bytes(b"bad")
+    (images / "bad\nname.png").write_bytes(b"bad")
     model = trained / "object/model.safetensors"
     result = run("predict", "--model", model, images, "--out", tmp_path / "in/out")
     sizes = {line["path"]: size_of(line["heatmap"]) for line in map(json.loads, result.out.splitlines())}
@@ -262,11 +263,12 @@ def test_predict_takes_images_of_any_shape_and_kind(run, trained, tmp_path):
         "tall.png": (65, 400),
     }
     assert result.code == 0
-    assert "bad.png" in result.err
+    assert "bad name.png" in result.err
+    assert result.err.count("\n") == 2
     assert "1 of 4 images were skipped" in result.err
     again = run("predict", "--model", model, images, "--out", tmp_path / "in/out")
     assert again.out == result.out  # its own heatmaps are not scored
-    assert run("predict", "--model", model, images / "bad.png", "--out", tmp_path / "out").code == 2
+    assert run("predict", "--model", model, images / "bad\nname.png", "--out", tmp_path / "out").code == 2
 
 
 def test_the_colours_of_an_image_do_not_depend_on_the_others(run, trained, data_root, tmp_path):

@@ -43,9 +43,11 @@ def read_mask(path: Path) -> Image.Image:
         ImageError: as `read_image`.
     """
     mask = _open(path)
-    values = np.asarray(mask if mask.mode in ("1", "L", "I;16", "I", "F") else mask.convert("RGB"))
-    defect = (values > 0) if values.ndim == 2 else (values > 0).any(axis=2)
-    return Image.fromarray(np.where(defect, 255, 0).astype(np.uint8))
+    if mask.mode in ("I;16", "I", "F"):
+        mask = Image.fromarray(np.asarray(mask) > 0)
+    elif mask.mode not in ("1", "L"):
+        mask = Image.fromarray(np.asarray(mask.convert("RGB")).max(axis=2))
+    return mask.convert("L").point([0] + [255] * 255)
 
 
 def _open(path: Path) -> Image.Image:

@@ -17,7 +17,7 @@ another, so that a product with a coarser level is one batched product on the co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +28,8 @@ from padim.errors import PadimError
 # Blocks [cells_i, d_i, d_j] of a matrix that is block lower triangular over the levels.
 Blocks = list[list[Tensor]]
 
-# How many floats the factorisation may hold beside its input and its result.
-_CHUNK_FLOATS = 8_000_000
+# How many floats a temporary product of the factorisation may hold.
+_CHUNK_FLOATS = 2_000_000
 
 
 def _stack(fine: Tensor, cells: int) -> Tensor:
@@ -184,47 +184,64 @@ class Gaussian:
 
 
 def _factorise(blocks: Blocks) -> None:
-    """Turn covariance blocks into blocks of the inverse Cholesky factor, in place.
+    """Turn covariance blocks S into blocks K of the inverse Cholesky factor, in place, coarse to fine.
 
-    Everything below one coarsest cell depends on nothing outside it, so chunks of coarsest cells are
-    worked on in turn.
-    """
-    cells = len(blocks[0][0])
-    floats_a_cell = max(sum(block.numel() for block in row) for row in blocks) // cells
-    step = max(1, _CHUNK_FLOATS // max(1, floats_a_cell))
-    for start in range(0, cells, step):
-        part = slice(start, min(start + step, cells))
-        _factorise_chunk([[_part(block, cells, part) for block in row] for row in blocks])
+    With the rows above i done, and L the lower Cholesky factor on the diagonal:
+        G_j   = sum_{k <= j} S_ik K_jk^T          (row i of the Cholesky factor)
+        L L^T = S_ii - sum_j G_j G_j^T            (Schur complement)
+        K_ii  = L^-1
+        K_ij  = -K_ii sum_{j <= k < i} G_k K_kj
 
-
-def _part(block: Tensor, cells: int, part: slice) -> Tensor:
-    """View of the rows of `block` that lie in a range of the coarsest cells."""
-    inside = len(block) // cells
-    return block[part.start * inside : part.stop * inside]
-
-
-def _factorise_chunk(blocks: Blocks) -> None:
-    """Block Cholesky and inversion, level by level from the coarsest.
-
-    With S the covariance and K the rows already done:
-        G_j    = sum_{k <= j} S_ik K_jk^T      (row i of the Cholesky factor)
-        L L^T  = S_ii - sum_j G_j G_j^T        (Schur complement)
-        K_ii   = L^-1
-        K_ij   = -L^-1 sum_{j <= k < i} G_k K_kj
+    Raises:
+        PadimError: a covariance is not positive definite.
     """
     for i, row in enumerate(blocks):
-        cholesky_row = [torch.zeros_like(block) for block in row[:i]]
-        for j, g in enumerate(cholesky_row):
-            for k in range(j + 1):
-                _add_product(g, row[k], blocks[j][k].mT)
-            row[i].baddbmm_(g, g.mT, alpha=-1.0)
+        for chunk in _chunks(blocks):
+            _eliminate(chunk, i)
         lower, info = torch.linalg.cholesky_ex(row[i])
         if bool(info.any()):
             raise PadimError("a covariance is not positive definite: use a larger --epsilon")
-        for j in range(i):
-            product = torch.zeros_like(row[j])
-            for k in range(j, i):
-                _add_product(product, cholesky_row[k], blocks[k][j])
-            row[j].copy_(torch.linalg.solve_triangular(lower, product.neg_(), upper=False))
         identity = torch.eye(lower.shape[1], dtype=lower.dtype, device=lower.device)
         row[i].copy_(torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False))
+        for chunk in _chunks(blocks):
+            _substitute(chunk, i)
+
+
+def _eliminate(blocks: Blocks, i: int) -> None:
+    """In row i, put G_j in the place of S_ij and the Schur complement in that of S_ii."""
+    row = blocks[i]
+    for j in reversed(range(i)):  # G_j needs S_ik for k <= j alone
+        g = torch.zeros_like(row[j])
+        for k in range(j + 1):
+            _add_product(g, row[k], blocks[j][k].mT)
+        row[i].baddbmm_(g, g.mT, alpha=-1.0)
+        row[j].copy_(g)
+
+
+def _substitute(blocks: Blocks, i: int) -> None:
+    """In row i, put K_ij in the place of G_j."""
+    row = blocks[i]
+    for j in range(i):  # K_ij needs G_k for k >= j alone
+        product = torch.zeros_like(row[j])
+        for k in range(j, i):
+            _add_product(product, row[k], blocks[k][j])
+        row[j].baddbmm_(row[i], product, beta=0.0, alpha=-1.0)
+
+
+def _chunks(blocks: Blocks) -> Iterator[Blocks]:
+    """Views of the blocks over a few coarsest cells at a time, with all that lies in them.
+
+    What is below one coarsest cell depends on nothing outside it; only the temporary products of
+    a chunk are ever in memory.
+    """
+    cells = len(blocks[0][0])
+    floats_a_cell = max(block.numel() for row in blocks for block in row) // cells
+    step = max(1, _CHUNK_FLOATS // max(1, floats_a_cell))
+    for start in range(0, cells, step):
+        yield [[_rows(block, cells, start, start + step) for block in row] for row in blocks]
+
+
+def _rows(block: Tensor, cells: int, start: int, stop: int) -> Tensor:
+    """View of the rows of `block` that lie in a range of the coarsest cells."""
+    inside = len(block) // cells
+    return block[start * inside : stop * inside]

@@ -1,0 +1,144 @@
+"""The stages of the benchmark, each alone: images, backbone, and the Gaussians beside their dense form.
+
+    python scripts/stages.py images --data ROOT --weights FILE
+    python scripts/stages.py gaussian {shared,dense} {r18,wr50}
+
+Prints a JSON object of median seconds; `gaussian` takes random features, which cost what real ones do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from padim import Config, Padim, dense
+from padim.backbones import Backbone
+from padim.config import preset_path
+from padim.data.images import read_image
+from padim.data.items import test_items, train_items
+from padim.data.transform import Transform
+from padim.embedding import Pyramid, draw_channels, embedding_concat, split_by_level
+from padim.gaussian import Gaussian, Moments
+from padim.metrics import evaluate
+
+# Preset and number of training images of each size.
+SIZES = {"r18": ("pytorch-r18", 209), "wr50": ("pytorch-wr50", 60)}
+
+
+def median_seconds(work: Callable[[], object], runs: int = 5) -> float:
+    """Median wall time of some work, after one run to warm up."""
+    work()
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def images(options: argparse.Namespace) -> dict[str, float]:
+    """Core-seconds an image of what can't be avoided, and of what comes after the backbone."""
+    torch.set_num_threads(1)
+    config = Config()
+    transform = Transform.of(config)
+    items = [*train_items(options.data, "bottle"), *test_items(options.data, "bottle")]
+    model = Padim(config, weights=options.weights)
+    paths = [item.path for item in items[:: len(items) // 32]][:32]
+    decoded = [read_image(path) for path in paths]
+    pixels = torch.stack([torch.from_numpy(np.array(transform.image(image))).permute(2, 0, 1) for image in decoded])
+    batches = pixels.split(config.batch_size)
+    model.fit(batches)
+    maps = np.random.default_rng(0).random((83, 224, 224), dtype=np.float32)
+    masks = np.zeros(maps.shape, dtype=bool)
+    masks[20:, 80:120, 90:130] = True
+    with torch.inference_mode():
+        features = model.features(pixels[:8])
+        distances = model.pyramid.to_map(model.gaussian.squared_distances(features).sqrt())
+        stages = {
+            "decode": median_seconds(lambda: [read_image(path) for path in paths]) / 32,
+            "resize": median_seconds(lambda: [transform.image(image) for image in decoded]) / 32,
+            "backbone": median_seconds(lambda: [model.backbone(batch) for batch in batches]) / 32,
+            "upsample and smooth": median_seconds(lambda: model.anomaly_map(distances)) / 8,
+        }
+    stages["decode, resize and backbone, bottle, over 2 cores"] = sum(list(stages.values())[:3]) * len(items) / 2
+    stages["metrics of 83 maps"] = median_seconds(
+        lambda: evaluate(masks.any(axis=(1, 2)), maps.max((1, 2)), masks, maps)
+    )
+    return stages
+
+
+@torch.inference_mode()
+def gaussian(options: argparse.Namespace) -> dict[str, float]:
+    """Seconds to fit and to score 8 images and one, and the peak of memory beyond the features."""
+    torch.set_num_threads(2)
+    preset, count = SIZES[options.size]
+    config = Config.from_toml(preset_path(preset))
+    shapes = Backbone(config.backbone, config.layers, config.image_size).shapes
+    widths = [shape[0] for shape in shapes]
+    drawn = map(len, split_by_level(draw_channels(sum(widths), config.channels, config.seed), widths))
+    levels = [torch.randn(count, d, h, w).abs_() for d, (_, h, w) in zip(drawn, shapes, strict=True)]
+    one, eight = ([level[:n].contiguous() for level in levels] for n in (1, 8))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    if options.form == "shared":
+        pyramid = Pyramid(tuple(shape[1:] for shape in reversed(shapes)))
+
+        def cells(batch: list[torch.Tensor]) -> list[torch.Tensor]:
+            return [pyramid.to_cells(depth, level) for depth, level in enumerate(reversed(batch))]
+
+        def fit() -> Gaussian:
+            moments = None
+            for batch in zip(*(level.split(config.batch_size) for level in levels), strict=True):
+                features = cells(list(batch))
+                moments = moments or Moments.about(features)
+                moments.update(features)
+            return Gaussian.fit(moments, config.epsilon)
+
+        def score(model: Gaussian, batch: list[torch.Tensor]) -> torch.Tensor:
+            return pyramid.to_map(model.squared_distances(cells(batch)).sqrt())
+    else:
+
+        def fit() -> dense.DenseGaussian:
+            return dense.fit(embedding_concat(levels), config.epsilon)
+
+        def score(model: dense.DenseGaussian, batch: list[torch.Tensor]) -> torch.Tensor:
+            return dense.distances(model, embedding_concat(batch))
+
+    start = time.perf_counter()
+    model = fit()
+    first = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    seconds = median_seconds(fit, 3) if options.size == "r18" else first
+    return {
+        "fit and factorise": seconds,
+        "score 8": median_seconds(lambda: score(model, eight)),
+        "score 1": median_seconds(lambda: score(model, one)),
+        "peak_memory_bytes": peak * 1024,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    stages = parser.add_subparsers(required=True)
+    of_images = stages.add_parser("images")
+    of_images.add_argument("--data", type=Path, required=True)
+    of_images.add_argument("--weights", type=Path, required=True)
+    of_images.set_defaults(stage=images)
+    of_gaussian = stages.add_parser("gaussian")
+    of_gaussian.add_argument("form", choices=("shared", "dense"))
+    of_gaussian.add_argument("size", choices=SIZES)
+    of_gaussian.set_defaults(stage=gaussian)
+    options = parser.parse_args()
+    print(json.dumps(options.stage(options)))
+
+
+if __name__ == "__main__":
+    main()

@@ -132,9 +132,11 @@ class Padim:
         """Image scores `[n]` and anomaly maps `[n, h, w]` of a batch, on the model's device.
 
         Raises:
-            PadimError: the model isn't fitted, or the images have another size.
+            PadimError: the model isn't fitted, the images have another size, or a distance is not finite.
         """
         squared = self._fitted().squared_distances(self.features(images))
+        if not bool(squared.isfinite().all()):
+            raise PadimError("the distances are not finite: score with --precision fp32 or bf16")
         maps = self.anomaly_map(self.pyramid.to_map(squared.sqrt()))
         return Scores(image_scores(maps), maps)
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -195,6 +196,14 @@ def write_json(path: Path, value: Any) -> None:
 
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def finite(text: str) -> float:
+    """A number from the command line, neither infinite nor NaN."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return number
 
 
 def _positive(text: str) -> int:

@@ -14,6 +14,7 @@ from padim.cli.common import (
     add_machine_options,
     add_scoring_options,
     command,
+    finite,
     pick_device,
     progress,
 )
@@ -45,11 +46,11 @@ def parser() -> Parser:
     result.add_argument("--model", type=Path, required=True, metavar="FILE", help="model that padim-train wrote")
     result.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the pictures")
     result.add_argument(
-        "--threshold", type=float, metavar="SCORE", help="scores from here on are anomalous (default: no verdict)"
+        "--threshold", type=finite, metavar="SCORE", help="scores from here on are anomalous (default: no verdict)"
     )
     result.add_argument(
         "--range",
-        type=float,
+        type=finite,
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="distances at the ends of the colours (default: 0 and twice the threshold, or 0 and what"
@@ -115,9 +116,8 @@ def _colour_scale(options: argparse.Namespace, normal_distance: float) -> Colour
 
     if options.range:
         return ColourScale(*options.range)
-    if options.threshold:
-        return ColourScale(0, 2 * options.threshold)
-    return ColourScale(0, _NORMAL_SELDOM_REACHES * normal_distance)
+    high = 2 * options.threshold if options.threshold else _NORMAL_SELDOM_REACHES * normal_distance
+    return ColourScale(0, high if high > 0 else 1)  # images that never vary have no distances
 
 
 def _write_pictures(

@@ -122,7 +122,7 @@ class ImageLoader:
             if self.strict:
                 raise problem
             self.unmasked += 1
-            log.warning("left out of the pixel metrics: %s", problem)
+            log.warning("mask not used: %s", problem)
         return sample
 
 

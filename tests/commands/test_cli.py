@@ -245,6 +245,7 @@ def test_predict_options(run, trained, data_root, tmp_path):
     assert grey.dtype == np.uint16
     np.testing.assert_allclose(grey / 65535 * 2 * score, expected, atol=2 * score / 65535)
     assert run(*common, "--range", 3, 2).code == 2
+    assert "nan is not a finite number" in run(*common, "--threshold", "nan").err
 
 
 def test_predict_takes_images_of_any_shape_and_kind(run, trained, tmp_path):
@@ -269,6 +270,17 @@ def test_predict_takes_images_of_any_shape_and_kind(run, trained, tmp_path):
     again = run("predict", "--model", model, images, "--out", tmp_path / "in/out")
     assert again.out == result.out  # its own heatmaps are not scored
     assert run("predict", "--model", model, images / "bad\nname.png", "--out", tmp_path / "out").code == 2
+
+
+def test_a_model_of_images_that_never_vary_still_draws(run, weights_file, tmp_path):
+    good = tmp_path / "data/flat/train/good"
+    good.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (64, 64), "grey").save(good / f"{number}.png")
+    where = ("--data", tmp_path / "data", "--output", tmp_path, "--weights", weights_file)
+    assert run("train", "--category", "flat", *where, *PROTOCOL).code == 0
+    result = run("predict", "--model", tmp_path / "flat/model.safetensors", good, "--out", tmp_path / "out")
+    assert (result.code, result.err) == (0, "")
 
 
 def test_the_colours_of_an_image_do_not_depend_on_the_others(run, trained, data_root, tmp_path):

@@ -114,6 +114,19 @@ def test_features_that_overflow_stop_the_fit(random_weights):
         Padim(SMALL, weights=huge).fit([images_like(4, 0)])
 
 
+def test_scores_that_are_not_finite_are_an_error_not_a_result(model):
+    with pytest.raises(PadimError, match="distances are not finite"):
+        model.score(torch.full((1, 3, 64, 64), torch.inf))
+
+
+def test_images_that_never_vary(random_weights):
+    constant = torch.full((4, 3, 64, 64), 100, dtype=torch.uint8)
+    model = Padim(SMALL, weights=random_weights).fit([constant])
+    assert model.about.normal_distance == pytest.approx(0, abs=1e-3)
+    assert model.score(constant).images.max() == pytest.approx(0, abs=1e-3)
+    assert model.score(images_like(1, seed=1)).images.isfinite().all()
+
+
 # The file
 
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
-from sklearn.metrics import auc, confusion_matrix_at_thresholds
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating]
+Ints = NDArray[np.integer]
+
+# The false-positive rate up to which AUPRO is measured.
+PRO_LIMIT = 0.3
 
 _EIGHT_CONNECTED = np.ones((3, 3))
 
@@ -37,41 +40,70 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Curve:
-    """How many normal and how many anomalous entries score at or above each threshold.
+    """What is found, and what is flagged falsely, at every threshold that matters.
+
+    Those are the distinct scores of anomalous entries: between two of them a lower threshold only
+    flags more normal entries, which makes a straight line of the ROC curve and a worse F1.
 
     Attributes:
-        false_positives: counts `[t]`, from the highest threshold to the lowest.
-        true_positives: counts `[t]`.
-        thresholds: every distinct score, descending, `[t]`.
+        thresholds: the distinct scores of anomalous entries, descending, `[t]`.
+        found: weight of the anomalous entries at or above each threshold, `[t]`; the last is all of it.
+        false_positives: how many normal entries score at or above each threshold, `[t]`.
+        false_above: how many score above it, `[t]`.
+        normal: how many normal entries there are.
     """
 
-    false_positives: Floats
-    true_positives: Floats
     thresholds: Floats
+    found: Floats
+    false_positives: Ints
+    false_above: Ints
+    normal: int
 
     @classmethod
-    def of(cls, labels: Bools, scores: Floats) -> Curve | None:
-        """The curve of labels and scores of any one shape; None unless there are both kinds."""
-        if not _both_kinds(labels):
-            return None
-        _, false_positives, _, true_positives, thresholds = confusion_matrix_at_thresholds(
-            labels.ravel(), scores.ravel()
-        )
-        return cls(false_positives, true_positives, thresholds)
+    def of(cls, labels: Bools, scores: Floats, weights: Floats | None = None) -> Curve:
+        """The curve of labels and scores of any one shape; there must be labels of both kinds.
 
-    def auroc(self) -> float:
-        """Area under the ROC curve."""
-        rates = (np.append(0, counts / counts[-1]) for counts in (self.false_positives, self.true_positives))
-        return float(auc(*rates))
+        Args:
+            labels: which entries are anomalous.
+            scores: their scores, all finite.
+            weights: of the anomalous entries, in their order; 1 by default.
+        """
+        anomalous, normal = scores[labels], np.sort(scores[~labels])
+        order = np.argsort(anomalous)[::-1]
+        descending = anomalous[order]
+        last = np.append(descending[1:] != descending[:-1], True)  # of the entries with one score
+        thresholds = descending[last]
+        found = np.arange(1.0, len(order) + 1) if weights is None else np.cumsum(weights[order])
+        return cls(
+            thresholds,
+            found[last],
+            len(normal) - np.searchsorted(normal, thresholds, side="left"),
+            len(normal) - np.searchsorted(normal, thresholds, side="right"),
+            len(normal),
+        )
+
+    def points(self) -> tuple[Floats, Floats]:
+        """The corners of the ROC curve, from (0, 0) to (1, 1): false-positive rate and share found, `[2 t + 2]`."""
+        false = np.column_stack([self.false_above, self.false_positives]).ravel() / self.normal
+        found = np.repeat(self.found / self.found[-1], 2)
+        return np.concatenate([[0], false, [1]]), np.concatenate([[0, 0], found])
+
+    def area(self, limit: float = 1.0) -> float:
+        """Area under the ROC curve up to a false-positive rate in 0..1, divided by that rate."""
+        false, found = self.points()
+        beyond = int(np.searchsorted(false, limit))  # the first corner at the limit or past it
+        share = (limit - false[beyond - 1]) / (false[beyond] - false[beyond - 1])
+        at_limit = found[beyond - 1] + share * (found[beyond] - found[beyond - 1])
+        return float(np.trapezoid(np.append(found[:beyond], at_limit), np.append(false[:beyond], limit)) / limit)
 
     def average_precision(self) -> float:
         """Sum of the precision at each threshold times the step in recall."""
-        precision = self.true_positives / (self.true_positives + self.false_positives)
-        return float(np.diff(self.true_positives, prepend=0) @ precision / self.true_positives[-1])
+        precision = self.found / (self.found + self.false_positives)
+        return float(np.diff(self.found, prepend=0) @ precision / self.found[-1])
 
     def f1_max(self) -> tuple[float, float]:
         """The largest F1 of any threshold, and that threshold."""
-        f1 = 2 * self.true_positives / (self.true_positives + self.false_positives + self.true_positives[-1])
+        f1 = 2 * self.found / (self.found + self.false_positives + self.found[-1])
         best = int(f1.argmax())
         return float(f1[best]), float(self.thresholds[best])
 
@@ -85,62 +117,38 @@ def evaluate(labels: Bools, scores: Floats, masks: Bools, maps: Floats) -> Metri
         masks: where the images that have a ground truth are defective, `[m, h, w]`.
         maps: the anomaly maps of those images, `[m, h, w]`.
     """
-    overlap = aupro(masks, maps)
-    images, pixels = Curve.of(labels, scores), Curve.of(masks, maps)
+    images = Curve.of(labels, scores) if _both_kinds(labels) else None
+    pixels = Curve.of(masks, maps) if _both_kinds(masks) else None
     image_f1, image_threshold = images.f1_max() if images else (None, None)
     pixel_f1, pixel_threshold = pixels.f1_max() if pixels else (None, None)
     return Metrics(
-        image_auroc=images.auroc() if images else None,
+        image_auroc=images.area() if images else None,
         image_f1_max=image_f1,
         image_f1_threshold=image_threshold,
-        pixel_auroc=pixels.auroc() if pixels else None,
+        pixel_auroc=pixels.area() if pixels else None,
         pixel_ap=pixels.average_precision() if pixels else None,
         pixel_f1_max=pixel_f1,
         pixel_f1_threshold=pixel_threshold,
-        aupro=overlap,
+        aupro=pro_curve(masks, maps).area(PRO_LIMIT) if pixels else None,
     )
 
 
-def aupro(masks: Bools, maps: Floats, limit: float = 0.3) -> float | None:
-    """Area under the per-region overlap curve up to a false-positive rate, divided by that rate.
+def pro_curve(masks: Bools, maps: Floats) -> Curve:
+    """The per-region overlap curve; AUPRO is its area up to `PRO_LIMIT`.
 
     Bergmann et al. 2020 (arXiv 1911.02357): the overlap is the plain mean over all 8-connected
-    defect regions of the share that is found; the rate is over all normal pixels. Every distinct
-    value is a threshold, and the curve is interpolated linearly at the limit.
+    defect regions of the share that is found; the rate is over all normal pixels.
 
     Args:
-        masks: ground truth `[n, h, w]`.
+        masks: ground truth `[n, h, w]`, with pixels of both kinds.
         maps: anomaly maps `[n, h, w]`.
-        limit: the largest false-positive rate, in 0..1.
     """
-    if not _both_kinds(masks):
-        return None
-    descending = np.argsort(maps, axis=None)[::-1]
-    scores = maps.ravel()[descending]
-    false_positives = np.cumsum(~masks.ravel()[descending])
-    at_limit = int(np.searchsorted(false_positives, limit * false_positives[-1]))
-    end = int(np.searchsorted(-scores, -scores[at_limit], side="right"))  # all of equal value count at once
-
-    weights = _region_weights(masks).ravel()
-    overlap = np.cumsum(weights[descending[:end]]) / weights.sum()
-    last_of_value = np.append(np.flatnonzero(np.diff(scores[:end])), end - 1)
-    pro = np.append(0.0, overlap[last_of_value])
-    fpr = np.append(0.0, false_positives[last_of_value] / false_positives[-1])
-    beyond = int(np.searchsorted(fpr, limit))  # the first point at the limit or past it
-    share = (limit - fpr[beyond - 1]) / (fpr[beyond] - fpr[beyond - 1])
-    pro_at_limit = pro[beyond - 1] + share * (pro[beyond] - pro[beyond - 1])
-    area = np.trapezoid(np.append(pro[:beyond], pro_at_limit), np.append(fpr[:beyond], limit))
-    return float(area / limit)
-
-
-def _region_weights(masks: Bools) -> Floats:
-    """What each pixel adds to the summed overlap: 1 / area of its region, 0 outside; `[n, h, w]`."""
-    weights = np.zeros(masks.shape)
-    for mask, weight in zip(masks, weights, strict=True):
+    weights = []
+    for mask in masks:
         regions, _ = scipy.ndimage.label(mask, structure=_EIGHT_CONNECTED)
-        areas = np.bincount(regions.ravel())
-        weight[mask] = 1 / areas[regions[mask]]
-    return weights
+        inside = regions[mask]
+        weights.append(1 / np.bincount(inside)[inside])  # every region counts as much as any other
+    return Curve.of(masks, maps, np.concatenate(weights))
 
 
 def _both_kinds(labels: Bools) -> bool:

@@ -111,13 +111,7 @@ class Padim:
         Raises:
             PadimError: fewer than two images, or features that are not finite.
         """
-        moments: Moments | None = None
-        for batch in batches:
-            features = self.features(batch if isinstance(batch, Tensor) else batch[0])
-            moments = moments or Moments.about(features)
-            moments.update(features)
-        if moments is None:
-            raise PadimError("a Gaussian needs at least two training images, there is none")
+        moments = Moments.of(self.features(batch if isinstance(batch, Tensor) else batch[0]) for batch in batches)
         self.gaussian = Gaussian.fit(moments, self.config.epsilon)
         self.about = dataclasses.replace(
             self.about,

@@ -95,11 +95,8 @@ def gaussian(options: argparse.Namespace) -> dict[str, float]:
             return [pyramid.to_cells(depth, level) for depth, level in enumerate(reversed(batch))]
 
         def fit() -> Gaussian:
-            moments = None
-            for batch in zip(*(level.split(config.batch_size) for level in levels), strict=True):
-                features = cells(list(batch))
-                moments = moments or Moments.about(features)
-                moments.update(features)
+            batches = zip(*(level.split(config.batch_size) for level in levels), strict=True)
+            moments = Moments.of(cells(list(batch)) for batch in batches)
             return Gaussian.fit(moments, config.epsilon)
 
         def score(model: Gaussian, batch: list[torch.Tensor]) -> torch.Tensor:

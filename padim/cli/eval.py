@@ -28,6 +28,8 @@ from padim.errors import PadimError
 if TYPE_CHECKING:
     import argparse
 
+    from padim.config import Config
+    from padim.data.loader import ImageLoader
     from padim.model import Padim
 
 log = logging.getLogger(__name__)
@@ -96,20 +98,26 @@ def _load_and_evaluate(category: str, options: argparse.Namespace) -> dict[str, 
         device=pick_device(options.device),
         precision=options.precision,
     )
-    return evaluate_category(model, category, options, options.batch_size or model.config.batch_size)
+    return evaluate_category(model, category, test_loader(category, model.config, options), options)
 
 
-def evaluate_category(model: Padim, category: str, options: argparse.Namespace, batch_size: int) -> dict[str, Any]:
-    """Evaluate a model on its category, write `eval.json` beside its file, and return the figures."""
+def test_loader(category: str, config: Config, options: argparse.Namespace) -> ImageLoader:
+    """The category's test images, on their way."""
     from padim.data.items import test_items
     from padim.data.loader import ImageLoader
     from padim.data.transform import Transform
+
+    items = test_items(options.data, category)
+    return ImageLoader(items, Transform.of(config), workers=options.workers, strict=options.strict).start()
+
+
+def evaluate_category(model: Padim, category: str, loader: ImageLoader, options: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate a model on its category, write `eval.json` beside its file, and return the figures."""
     from padim.evaluate import evaluate_model
 
     start = time.perf_counter()
-    items = test_items(options.data, category)
-    loader = ImageLoader(items, Transform.of(model.config), workers=options.workers, strict=options.strict)
-    metrics, images = evaluate_model(model, progress(loader, len(items), category), batch_size)
+    batch_size = options.batch_size or model.config.batch_size
+    metrics, images = evaluate_model(model, progress(loader, len(loader), category), batch_size)
     figures = {
         "category": category,
         "images": len(images),

@@ -24,7 +24,7 @@ from padim.cli.common import (
     progress,
     write_json,
 )
-from padim.cli.eval import evaluate_category, table
+from padim.cli.eval import evaluate_category, table, test_loader
 from padim.config import Config
 from padim.errors import PadimError
 
@@ -81,10 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = 0
     for name in names:
         try:
+            tests = test_loader(name, config, options) if options.eval else None
             model, summary = _train(name, config, weights, device, options)
             print(json.dumps(summary) if options.json else _readable(summary), flush=True)
-            if options.eval:
-                figures.append(evaluate_category(model, name, options, config.batch_size))
+            if tests:
+                figures.append(evaluate_category(model, name, tests, options))
                 if options.json:
                     print(json.dumps(figures[-1]), flush=True)
         except PadimError as error:  # the other categories are trained all the same
@@ -109,8 +110,8 @@ def _train(
     folder = options.output / category
     check_writable(folder)
     start = time.perf_counter()
+    loader = ImageLoader(items, Transform.of(config), workers=options.workers, strict=options.strict).start()
     model = Padim(config, weights=weights, device=device)
-    loader = ImageLoader(items, Transform.of(config), workers=options.workers, strict=options.strict)
     samples = progress(loader, len(items), category)
     model.fit((stack(batch) for batch in batched(samples, config.batch_size)), category)
     path = folder / "model.safetensors"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -21,6 +22,11 @@ from padim.data.transform import Transform
 from padim.errors import ImageError
 
 log = logging.getLogger(__name__)
+
+# How many images each worker reads ahead of the one that is asked for; fewer where the originals are kept,
+# since a photo of 20 megapixels takes 60 MB.
+_AHEAD = 8
+_AHEAD_WITH_ORIGINALS = 2
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,14 @@ class Sample:
     image: Tensor
     mask: NDArray[np.bool_] | None
     original: Image.Image | None
+
+
+class _Reading(NamedTuple):
+    """A pass over the items: who reads, what is being read or waits, and which items come after."""
+
+    pool: ThreadPoolExecutor
+    ahead: deque[Future[tuple[Sample, ImageError | None]]]
+    remaining: Iterator[Item]
 
 
 class ImageLoader:
@@ -65,19 +79,30 @@ class ImageLoader:
         self.keep_originals = keep_originals
         self.skipped = 0
         self.unmasked = 0
+        self._started: _Reading | None = None
+
+    def start(self) -> Self:
+        """Begin to read the first images now, while whatever else has to be done before they are asked for."""
+        remaining = iter(self.items)
+        pool = ThreadPoolExecutor(self.workers)
+        count = self.workers * (_AHEAD_WITH_ORIGINALS if self.keep_originals else _AHEAD)
+        ahead = deque(pool.submit(self._read, item) for item in islice(remaining, count))
+        self._started = _Reading(pool, ahead, remaining)
+        return self
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __iter__(self) -> Iterator[Sample]:
         """Raises ImageError, in strict mode, for the first image or mask that can't be used."""
-        items = iter(self.items)
-        pool = ThreadPoolExecutor(self.workers)
+        if self._started is None:
+            self.start()
+        assert self._started is not None
+        (pool, ahead, remaining), self._started = self._started, None
         try:
-            ahead = deque(pool.submit(self._read, item) for item in islice(items, 4 * self.workers))
             while ahead:
                 sample = self._result(ahead.popleft())
-                ahead.extend(pool.submit(self._read, item) for item in islice(items, 1))
+                ahead.extend(pool.submit(self._read, item) for item in islice(remaining, 1))
                 if sample is not None:
                     yield sample
         finally:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from padim.metrics import Curve, aupro, evaluate
+from padim.metrics import Curve, evaluate, pro_curve
 
 
 def regions_of(mask):
@@ -50,7 +50,7 @@ def test_aupro_is_its_definition(seed, levels, limit):
     masks = random.random((3, 7, 6)) < 0.3
     masks[0, 0, 0], masks[0, 6, 5] = True, False
     maps = random.integers(0, levels, masks.shape) / 7  # many equal values
-    assert aupro(masks, maps, limit) == pytest.approx(aupro_by_definition(masks, maps, limit), abs=1e-12)
+    assert pro_curve(masks, maps).area(limit) == pytest.approx(aupro_by_definition(masks, maps, limit), abs=1e-12)
 
 
 def test_regions_that_touch_at_a_corner_are_one():
@@ -63,13 +63,13 @@ def test_regions_that_touch_at_a_corner_are_one():
     # from (0, 0) to (1/96, 1/6) at the first threshold, and from there straight to (1, 1)
     first, at_limit = 1 / 96, 1 / 6 + 5 / 6 * (0.3 - 1 / 96) / (1 - 1 / 96)
     expected = (first * (0 + 1 / 6) / 2 + (0.3 - first) * (1 / 6 + at_limit) / 2) / 0.3
-    assert aupro(masks, maps) == pytest.approx(expected)
+    assert pro_curve(masks, maps).area(0.3) == pytest.approx(expected)
 
 
 def test_a_perfect_map_has_aupro_1():
     masks = np.zeros((2, 8, 8), dtype=bool)
     masks[0, 2:4, 2:6] = masks[1, 7, 7] = True
-    assert aupro(masks, masks.astype(float)) == pytest.approx(1)
+    assert pro_curve(masks, masks.astype(float)).area(0.3) == pytest.approx(1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,7 +79,7 @@ def test_auroc_is_the_share_of_pairs_in_order(seed, levels):
     labels = np.append(random.random(30) < 0.4, [True, False])
     scores = random.integers(0, levels, 32)
     pairs = [(p > n) + (p == n) / 2 for p in scores[labels] for n in scores[~labels]]
-    assert Curve.of(labels, scores).auroc() == pytest.approx(np.mean(pairs))
+    assert Curve.of(labels, scores).area() == pytest.approx(np.mean(pairs))
 
 
 @settings(max_examples=60, deadline=None)
@@ -106,7 +106,7 @@ def test_figures_are_scikit_learns(seed, levels):
     labels = np.append(random.random(30) < 0.4, [True, False])
     scores = random.integers(0, levels, 32) / 3
     curve = Curve.of(labels, scores)
-    assert curve.auroc() == pytest.approx(roc_auc_score(labels, scores))
+    assert curve.area() == pytest.approx(roc_auc_score(labels, scores))
     assert curve.average_precision() == pytest.approx(average_precision_score(labels, scores))
 
 
@@ -123,4 +123,4 @@ def test_auc_of_the_whole_pro_curve_of_one_region_is_the_pixel_auroc():
     masks = np.zeros((1, 12, 12), dtype=bool)
     masks[0, 3:7, 4:9] = True
     maps = random.random((1, 12, 12)) + 0.5 * masks
-    assert aupro(masks, maps, limit=1.0) == pytest.approx(Curve.of(masks, maps).auroc())
+    assert pro_curve(masks, maps).area() == pytest.approx(Curve.of(masks, maps).area())

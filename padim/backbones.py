@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib
 import pickle
@@ -51,43 +50,39 @@ class Backbone(nn.Module):
         architecture = ARCHITECTURES[name]
         with torch.device("meta"):
             network = architecture.build().eval()
-        self.extractor = create_feature_extractor(
+        self.network = create_feature_extractor(
             network,
             {architecture.levels[layer]: layer for layer in layers},
             tracer_kwargs={"leaf_modules": architecture.leaves()},
         ).requires_grad_(False)
-        levels = self.extractor(torch.empty(1, 3, *image_size, device="meta")).values()
+        levels = self.network(torch.empty(1, 3, *image_size, device="meta")).values()
         self.shapes: list[tuple[int, int, int]] = [tuple(level.shape[1:]) for level in levels]
         self.name = name
         self.dtype = _DTYPES[precision]
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        self._weights: dict[str, Tensor] = {}
         self.eval()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps `[n, c_l, h_l, w_l]`, float32, of RGB images `[n, 3, h, w]`: uint8, or float in 0..1."""
-        if not images.is_floating_point():
-            images = images / 255
-        images = (images - self.mean) / self.std
-        with (
-            torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32),
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-        ):
-            images = images.contiguous(memory_format=torch.channels_last)
-            return [features.float() for features in self._fused(images).values()]
+        images = images.float() if images.is_floating_point() else images / 255
+        images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return [features.float() for features in self.network(images).values()]
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights up to the last used layer, in the keys of the architecture's own library."""
-        return {key: value for key, value in self.extractor.state_dict().items() if not _is_counter(key)}
+        """The weights up to the last used layer as they were loaded, in the keys of the architecture's own library."""
+        return dict(self._weights)
 
     def load_weights(self, weights: StateDict) -> None:
-        """Take the needed weights out of a state dict, which may hold more.
+        """Take the needed weights out of a state dict, which may hold more; once, since BatchNorm is folded in then.
 
         Raises:
             PadimError: a needed key is missing, has another shape or holds values that are not finite.
         """
         needed = {}
-        for key, expected in self.extractor.state_dict().items():
+        for key, expected in self.network.state_dict().items():
             if _is_counter(key):
                 needed[key] = torch.zeros((), dtype=torch.int64)
                 continue
@@ -102,9 +97,9 @@ class Backbone(nn.Module):
             needed[key] = found.float()
             if not bool(needed[key].isfinite().all()):
                 raise PadimError(f"the weights for {self.name} have values in {key!r} that are not finite")
-        self.extractor.load_state_dict(needed, assign=True)
-        network = copy.deepcopy(self.extractor).eval()
-        self._fused = fuse(network, inplace=True, no_trace=True).to(memory_format=torch.channels_last)
+        self._weights = {key: value.clone() for key, value in needed.items() if not _is_counter(key)}
+        self.network.load_state_dict(needed, assign=True)
+        self.network = fuse(self.network.eval(), inplace=True, no_trace=True).to(memory_format=torch.channels_last)
 
 
 def _is_counter(key: str) -> bool:

@@ -80,6 +80,8 @@ class Config:
         height, width = self.image_size
         if height > self.resize[0] or width > self.resize[-1]:
             raise PadimError(f"crop: {height} x {width} is larger than the resized image, resize: {self.resize}")
+        if self.sigma > max(height, width):
+            raise PadimError(f"sigma: {self.sigma} pixels smooth a map of {height} x {width} to nothing: take less")
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,9 +38,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = stat.S_IMODE((path if path.exists() else temporary).stat().st_mode)
         yield temporary
         with temporary.open("r+b") as written:
             os.fsync(written.fileno())
+        temporary.chmod(mode)  # safetensors would have it private
         temporary.replace(path)
     except OSError as error:
         raise PadimError(f"can't write {path}: {error.strerror or error}") from error

@@ -61,8 +61,8 @@ def _add_products(blocks: Blocks, features: Sequence[Tensor], weight: float) -> 
             _add_product(blocks[i][j], fine, coarse.mT, weight)
 
 
-def _gathered(batches: Iterable[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
-    """Batches of features joined until they have enough images."""
+def gather(batches: Iterable[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
+    """Join batches of features, `[cells_i, d_i, n]` a level, until they have enough images for an update."""
     waiting: list[Sequence[Tensor]] = []
     for batch in batches:
         waiting.append(batch)
@@ -73,7 +73,7 @@ def _gathered(batches: Iterable[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
         yield [torch.cat(level, dim=2) for level in zip(*waiting, strict=True)]
 
 
-@dataclass
+@dataclass(eq=False)
 class Moments:
     """Count, sums and second moments about a fixed shift, for every cell of every level.
 
@@ -91,21 +91,6 @@ class Moments:
     shift: list[Tensor]
     total: list[Tensor]
     second: Blocks
-
-    @classmethod
-    def of(cls, batches: Iterable[Sequence[Tensor]]) -> Moments:
-        """The moments of all images in batches of features, `[cells_i, d_i, n]` a level.
-
-        Raises:
-            PadimError: there is no batch, or a feature is not finite.
-        """
-        moments: Moments | None = None
-        for features in _gathered(batches):
-            moments = moments or cls.about(features)
-            moments.update(features)
-        if moments is None:
-            raise PadimError("a Gaussian needs at least two training images, there is none")
-        return moments
 
     @classmethod
     def about(cls, features: Sequence[Tensor]) -> Moments:
@@ -153,7 +138,7 @@ class Moments:
                 block += more
 
 
-@dataclass
+@dataclass(eq=False)
 class Gaussian:
     """Means and inverse Cholesky factors of every position's covariance, shared as above.
 
@@ -201,23 +186,19 @@ class Gaussian:
             squared = squared.repeat_interleave(inside, dim=0) + whitened.square().sum(dim=2)
         return squared
 
-    def normal_distances(self, count: int, epsilon: float) -> Tensor:
-        """What distance a fresh normal image has about, after a fit to `count` images: `[cells]`.
 
-        In the mean over the images of the fit, the squared distance of a position is
-        (n-1)/n (d - epsilon |K|^2). Leaving an image out of its own fit turns q into
-        (n/(n-1))^2 (n-2)/(n-1) q / (1 - n/(n-1)^2 q), by the Sherman-Morrison formula.
-        """
-        n = count
-        norm = self.mean[0].new_zeros(len(self.mean[0]))
-        for row in self.factors:
-            norm = norm.repeat_interleave(len(row[-1]) // len(norm))
-            for block in row:
-                norm = norm + block.square().sum(dim=(1, 2))
-        dimensions = sum(level.shape[1] for level in self.mean)
-        q = (n - 1) / n * (dimensions - epsilon * norm)
-        left_out = (n / (n - 1)) ** 2 * (n - 2) / (n - 1) * q / (1 - n / (n - 1) ** 2 * q)
-        return left_out.clamp(min=0).sqrt()
+def leave_one_out(squared: Tensor, n: int) -> Tensor:
+    """Squared distances of training images, had each been left out of the fit.
+
+    By the Sherman-Morrison formula: (n/(n-1))^2 (n-2)/(n-1) q / (1 - n/(n-1)^2 q), but for the
+    regulariser, which this scales by (n-1)/(n-2).
+
+    Args:
+        squared: squared distances q of images that the Gaussian was fitted to, of any shape.
+        n: how many images it was fitted to, at least 3.
+    """
+    left = (1 - n / (n - 1) ** 2 * squared).clamp(min=torch.finfo(squared.dtype).eps)
+    return (n / (n - 1)) ** 2 * (n - 2) / (n - 1) * squared / left
 
 
 def _factorise(blocks: Blocks) -> None:
@@ -232,16 +213,21 @@ def _factorise(blocks: Blocks) -> None:
     Raises:
         PadimError: a covariance is not positive definite.
     """
-    for i, row in enumerate(blocks):
-        for chunk in _chunks(blocks):
-            _eliminate(chunk, i)
-        lower, info = torch.linalg.cholesky_ex(row[i])
-        if bool(info.any()):
-            raise PadimError("a covariance is not positive definite: use a larger --epsilon")
-        identity = torch.eye(lower.shape[1], dtype=lower.dtype, device=lower.device)
-        row[i].copy_(torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False))
-        for chunk in _chunks(blocks):
-            _substitute(chunk, i)
+    failed = [_factorise_level(chunk, i) for i in range(len(blocks)) for chunk in _chunks(blocks)]
+    if bool(torch.cat(failed).any()):
+        raise PadimError("a covariance is not positive definite: use a larger epsilon")
+
+
+def _factorise_level(blocks: Blocks, i: int) -> Tensor:
+    """Turn row i from S to K, in place, the rows above being done; returns which cells of it failed, `[cells_i]`."""
+    own = blocks[i][i]
+    _eliminate(blocks, i)
+    failed: Tensor
+    lower, failed = torch.linalg.cholesky_ex(own)
+    identity = torch.eye(own.shape[1], dtype=own.dtype, device=own.device)
+    own.copy_(torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False))
+    _substitute(blocks, i)
+    return failed
 
 
 def _eliminate(blocks: Blocks, i: int) -> None:

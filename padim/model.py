@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -16,11 +16,16 @@ import padim
 from padim import modelfile
 from padim.backbones import Backbone, StateDict, digest, download_weights, read_weights
 from padim.config import Config
+from padim.device import find_device, full_float32
 from padim.embedding import Pyramid, draw_channels, split_by_level
 from padim.errors import PadimError
-from padim.gaussian import Gaussian, Moments
+from padim.gaussian import Gaussian, Moments, gather, leave_one_out
 from padim.modelfile import About
 from padim.scoring import AnomalyMap, image_scores
+
+
+# How the factors may be kept in a model file.
+STORAGES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 class Scores(NamedTuple):
@@ -57,10 +62,11 @@ class Padim:
             device: where to compute, in torch's terms.
 
         Raises:
-            PadimError: the weights can't be had or don't fit, or the image size doesn't suit the layers.
+            PadimError: the weights can't be had or don't fit, the image size doesn't suit the layers, or torch
+                finds no such device.
         """
         self.config = config or Config()
-        self.device = torch.device(device)
+        self.device = find_device(device)
         size = self.config.image_size
         self.backbone = Backbone(self.config.backbone, self.config.layers, size, self.config.precision)
         grids = [shape[1:] for shape in self.backbone.shapes]
@@ -90,17 +96,26 @@ class Padim:
             for level in split_by_level(channels, self._widths())
         ]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def features(self, images: Tensor) -> list[Tensor]:
-        """The selected channels of every level, coarse to fine: `[cells_l, d_l, n]`, float32."""
+        """The selected channels of every level, coarse to fine: `[cells_l, d_l, n]`, float32.
+
+        Raises:
+            PadimError: the images have another size, or are floats outside 0..1.
+        """
         if tuple(images.shape[1:]) != (3, *self.config.image_size):
             expected = f"[n, 3, {self.config.image_size[0]}, {self.config.image_size[1]}]"
             raise PadimError(f"images have shape {list(images.shape)}, expected {expected}")
-        maps = self.backbone(images.to(self.device, non_blocking=True))
+        if images.is_floating_point() and bool(((images < 0) | (images > 1)).any()):
+            raise PadimError("floating point images have values in 0..1: divide by 255, or pass uint8")
+        if self.device.type == "cuda" and images.device.type == "cpu":
+            images = images.pin_memory()  # only then does the copy overlap with what the GPU still computes
+        with full_float32(self.device):
+            maps = self.backbone(images.to(self.device, non_blocking=images.is_pinned()))
         selected = [level.index_select(1, channels) for level, channels in zip(maps, self._level_channels, strict=True)]
         return [self.pyramid.to_cells(depth, level) for depth, level in enumerate(reversed(selected))]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def fit(self, batches: Iterable[Tensor | Sequence[Tensor]], category: str = "") -> Self:
         """Learn what normal images look like, in one pass and in memory that does not grow with their number.
 
@@ -111,44 +126,50 @@ class Padim:
         Raises:
             PadimError: fewer than two images, or features that are not finite.
         """
-        moments = Moments.of(self.features(batch if isinstance(batch, Tensor) else batch[0]) for batch in batches)
-        self.gaussian = Gaussian.fit(moments, self.config.epsilon)
-        self.about = dataclasses.replace(
-            self.about,
-            category=category,
-            images=moments.count,
-            normal_distance=self.gaussian.normal_distances(moments.count, self.config.epsilon).max().item(),
-        )
+        moments: Moments | None = None
+        images = (batch if isinstance(batch, Tensor) else batch[0] for batch in batches)
+        with full_float32(self.device):
+            for features in gather(map(self.features, images)):
+                moments = moments or Moments.about(features)
+                moments.update(features)
+            if moments is None:
+                raise PadimError("a Gaussian needs at least two training images, there is none")
+            self.gaussian = Gaussian.fit(moments, self.config.epsilon)
+            distance = _normal_distance(self.gaussian, features, moments.count)
+        self.about = dataclasses.replace(self.about, category=category, images=moments.count, normal_distance=distance)
         return self
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
         """Image scores `[n]` and anomaly maps `[n, h, w]` of a batch, on the model's device.
 
         Raises:
             PadimError: the model isn't fitted, the images have another size, or a distance is not finite.
         """
-        squared = self._fitted().squared_distances(self.features(images))
+        with full_float32(self.device):
+            squared = self._fitted().squared_distances(self.features(images))
+            maps = self.anomaly_map(self.pyramid.to_map(squared.sqrt()))
         if not bool(squared.isfinite().all()):
             raise PadimError("the distances are not finite: score with --precision fp32 or bf16")
-        maps = self.anomaly_map(self.pyramid.to_map(squared.sqrt()))
         return Scores(image_scores(maps), maps)
 
-    def save(self, path: Path | str, *, embed_backbone: bool = True) -> None:
+    def save(self, path: Path | str, *, embed_backbone: bool = True, storage: str = "fp32") -> None:
         """Write the model as one file, whole or not at all; `padim.modelfile` describes it.
 
         Args:
             path: where to; by convention `model.safetensors`.
             embed_backbone: whether the file carries the backbone's weights, so that it scores anywhere.
+            storage: `fp32`, or `fp16` for half as many bytes in the factors, which costs digits.
 
         Raises:
             PadimError: the model isn't fitted, or the file can't be written.
         """
         gaussian = self._fitted()
+        dtype = STORAGES[storage]
         tensors = {"channels": torch.tensor(self.channels, dtype=torch.int64)}
         for i, (mean, row) in enumerate(zip(gaussian.mean, gaussian.factors, strict=True)):
             tensors[f"mean.{i}"] = mean
-            tensors |= {f"factor.{i}.{j}": block for j, block in enumerate(row)}
+            tensors |= {f"factor.{i}.{j}": block.to(dtype) for j, block in enumerate(row)}
         if embed_backbone:
             tensors |= {f"backbone.{key}": value for key, value in self.backbone.weights().items()}
         modelfile.write(Path(path), tensors, self.config, self.about)
@@ -188,25 +209,44 @@ class Padim:
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         """Take channels and Gaussians from the tensors of a model file, checking each one."""
 
-        def take(key: str, *shape: int) -> Tensor:
+        def take(key: str, *shape: int, dtypes: Collection[torch.dtype] = (torch.float32,)) -> Tensor:
             value = tensors.get(key)
-            if value is None or value.shape != shape or not bool(value.isfinite().all()):
-                raise PadimError(f"a damaged model: {key!r} is missing, not finite or not of shape {list(shape)}")
+            if value is None or value.dtype not in dtypes or value.shape != shape or not bool(value.isfinite().all()):
+                kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+                raise PadimError(f"a damaged model: {key!r} is not there as finite {kinds} of shape {list(shape)}")
             return value.to(self.device)
 
-        self._select(take("channels", len(self.channels)).tolist())
+        self._select(take("channels", len(self.channels), dtypes=(torch.int64,)).tolist())
         cells = [height * width for height, width in self.pyramid.grids]
         drawn = [len(level) for level in reversed(self._level_channels)]
         levels = range(len(cells))
         self.gaussian = Gaussian(
             [take(f"mean.{i}", cells[i], drawn[i], 1) for i in levels],
-            [[take(f"factor.{i}.{j}", cells[i], drawn[i], drawn[j]) for j in range(i + 1)] for i in levels],
+            [
+                [
+                    take(f"factor.{i}.{j}", cells[i], drawn[i], drawn[j], dtypes=STORAGES.values()).float()
+                    for j in range(i + 1)
+                ]
+                for i in levels
+            ],
         )
 
     def _fitted(self) -> Gaussian:
         if self.gaussian is None:
             raise PadimError("the model isn't fitted: call fit, or load one")
         return self.gaussian
+
+
+def _normal_distance(gaussian: Gaussian, features: Sequence[Tensor], count: int) -> float:
+    """About the distance of a fresh normal image where it deviates most, from some images of the fit.
+
+    The square root of the dimensions, which is that of a known Gaussian, where images never vary
+    or are only two.
+    """
+    squared = gaussian.squared_distances(features)
+    if count > 2 and bool(squared.any()):
+        return leave_one_out(squared, count).mean(dim=1).sqrt().max().item()
+    return math.sqrt(sum(level.shape[1] for level in features))
 
 
 def _check_nesting(size: tuple[int, int], grids: list[tuple[int, int]]) -> None:

@@ -1,6 +1,7 @@
 """The model file: what it holds, under which names, and what is checked when one is read.
 
-A safetensors file, format version 1. Levels are counted from the coarsest, 0.
+A safetensors file, format version 1. Levels are counted from the coarsest, 0. Numbers are float32,
+those of the factors float16 where that was asked for.
 
 | key                | shape                  | what                                                  |
 | ------------------ | ---------------------- | ----------------------------------------------------- |
@@ -17,10 +18,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -40,7 +42,7 @@ class About:
     Attributes:
         category: the category it was fitted to, or "".
         images: how many images it was fitted to.
-        normal_distance: about the distance of a fresh normal image where it varies most, in the mean.
+        normal_distance: about the distance of a fresh normal image where it deviates most, in the mean.
         weights_sha256: digest of the backbone's weights, see `padim.backbones.digest`.
         padim_version: the version of the package that wrote it.
     """
@@ -52,10 +54,12 @@ class About:
     padim_version: str
 
     def __post_init__(self) -> None:
-        """Raises TypeError for a value of another type, as a damaged file may have."""
-        for entry in dataclasses.fields(self):
-            if type(getattr(self, entry.name)).__name__ != entry.type:
-                raise TypeError(f"{entry.name}: {getattr(self, entry.name)!r} is no {entry.type}")
+        """Raises TypeError or ValueError for a value that is not valid, as a damaged file may have."""
+        for name, kind in get_type_hints(type(self)).items():
+            if type(getattr(self, name)) is not kind:
+                raise TypeError(f"{name}: {getattr(self, name)!r} is no {kind.__name__}")
+        if not math.isfinite(self.normal_distance):
+            raise ValueError(f"normal_distance: {self.normal_distance} is not finite")
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], config: Config, about: About) -> None:

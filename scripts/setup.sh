@@ -4,13 +4,17 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "padim needs Python 3.11 or newer; $python is $("$python" --version). Set PYTHON to another one." >&2
+version=$("$python" --version) || {
+    echo "there is no Python at '$python': set PYTHON to Python 3.11 or newer." >&2
     exit 2
 }
-wanted=$(cat pyproject.toml scripts/constraints.txt | cksum)
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "padim needs Python 3.11 or newer; $python is $version. Set PYTHON to another one." >&2
+    exit 2
+}
+wanted="$version $(cat pyproject.toml scripts/constraints.txt | cksum)"
 if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
-    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    [ "$(.venv/bin/python --version 2>/dev/null)" = "$version" ] || "$python" -m venv --clear .venv
     .venv/bin/python -m pip install --quiet --constraint scripts/constraints.txt --editable '.[dev]'
     echo "$wanted" >.venv/installed
 fi

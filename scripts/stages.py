@@ -9,6 +9,7 @@ Prints a JSON object of median seconds; `gaussian` takes random features, which 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import resource
 import statistics
@@ -26,7 +27,7 @@ from padim.data.images import read_image
 from padim.data.items import test_items, train_items
 from padim.data.transform import Transform
 from padim.embedding import Pyramid, draw_channels, embedding_concat, split_by_level
-from padim.gaussian import Gaussian, Moments
+from padim.gaussian import Gaussian, Moments, gather
 from padim.metrics import evaluate
 
 # Preset and number of training images of each size.
@@ -45,7 +46,7 @@ def median_seconds(work: Callable[[], object], runs: int = 5) -> float:
 
 
 def images(options: argparse.Namespace) -> dict[str, float]:
-    """Core-seconds an image of what can't be avoided, and of what comes after the backbone."""
+    """Core-seconds of each stage, an image or a category; `unavoidable` is what the first three take for bottle."""
     torch.set_num_threads(1)
     config = Config()
     transform = Transform.of(config)
@@ -59,7 +60,8 @@ def images(options: argparse.Namespace) -> dict[str, float]:
     maps = np.random.default_rng(0).random((83, 224, 224), dtype=np.float32)
     masks = np.zeros(maps.shape, dtype=bool)
     masks[20:, 80:120, 90:130] = True
-    with torch.inference_mode():
+    square, long = torch.randn(2048, 2048), torch.randn(100_000_000)
+    with torch.no_grad():
         features = model.features(pixels[:8])
         distances = model.pyramid.to_map(model.gaussian.squared_distances(features).sqrt())
         stages = {
@@ -68,14 +70,21 @@ def images(options: argparse.Namespace) -> dict[str, float]:
             "backbone": median_seconds(lambda: [model.backbone(batch) for batch in batches]) / 32,
             "upsample and smooth": median_seconds(lambda: model.anomaly_map(distances)) / 8,
         }
-    stages["decode, resize and backbone, bottle, over 2 cores"] = sum(list(stages.values())[:3]) * len(items) / 2
-    stages["metrics of 83 maps"] = median_seconds(
-        lambda: evaluate(masks.any(axis=(1, 2)), maps.max((1, 2)), masks, maps)
-    )
-    return stages
+        moments = Moments.about(features)
+        group = [torch.cat([level] * 4, dim=2) for level in features]
+        stages["moments"] = median_seconds(lambda: moments.update(group)) / 32
+        copies = [copy.deepcopy(moments) for _ in range(6)]
+        stages["factorise"] = median_seconds(lambda: Gaussian.fit(copies.pop(), config.epsilon))
+        stages["distances"] = median_seconds(lambda: model.gaussian.squared_distances(features)) / 8
+    return stages | {
+        "product of 2048 x 2048": median_seconds(lambda: square @ square),
+        "copy of 400 MB": median_seconds(lambda: long.clone()),
+        "metrics": median_seconds(lambda: evaluate(masks.any(axis=(1, 2)), maps.max((1, 2)), masks, maps)),
+        "unavoidable": sum(stages[name] for name in ("decode", "resize", "backbone")) * len(items),
+    }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def gaussian(options: argparse.Namespace) -> dict[str, float]:
     """Seconds to fit and to score 8 images and one, and the peak of memory beyond the features."""
     torch.set_num_threads(2)
@@ -96,7 +105,10 @@ def gaussian(options: argparse.Namespace) -> dict[str, float]:
 
         def fit() -> Gaussian:
             batches = zip(*(level.split(config.batch_size) for level in levels), strict=True)
-            moments = Moments.of(cells(list(batch)) for batch in batches)
+            moments = None
+            for features in gather(cells(list(batch)) for batch in batches):
+                moments = moments or Moments.about(features)
+                moments.update(features)
             return Gaussian.fit(moments, config.epsilon)
 
         def score(model: Gaussian, batch: list[torch.Tensor]) -> torch.Tensor:

@@ -19,6 +19,8 @@ from padim.config import PRECISIONS, Config, preset_path
 from padim.errors import PadimError
 
 if TYPE_CHECKING:
+    import torch
+
     from padim.data.loader import Sample
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,11 @@ def command(run: Command) -> Command:
         except PadimError as error:
             log.error("%s", error)
             return USER_ERROR
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            log.error("out of memory: take a smaller --batch-size, smaller images or fewer --channels")
+            return USER_ERROR
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
@@ -70,6 +77,12 @@ def command(run: Command) -> Command:
             return BROKEN_PIPE
 
     return main
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, torch on a GPU or torch on the CPU ran out of memory; the last has no class of its own."""
+    kinds = {"MemoryError", "_ArrayMemoryError", "OutOfMemoryError"}
+    return type(error).__name__ in kinds or "can't allocate memory" in str(error)
 
 
 def add_data_option(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +106,10 @@ def add_output_option(parser: argparse.ArgumentParser) -> None:
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """What changes the speed, and neither model nor figures."""
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)"
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="where to compute: cpu, cuda, cuda:1, mps (default: auto, a GPU where there is one)",
     )
     parser.add_argument(
         "--workers",
@@ -159,12 +175,11 @@ def pick_device(name: str) -> str:
     """
     import torch
 
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    from padim.device import find_device
+
     if name == "auto":
-        name = next(device for device, there in available.items() if there)
-    if not available[name]:
-        raise PadimError(f"--device {name}: torch finds no such device here; take --device cpu or auto")
-    if name == "cpu":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if find_device(name).type == "cpu":
         torch.set_num_threads(max(1, _cores() // 2))
     return name
 
@@ -178,8 +193,19 @@ def progress(samples: Iterable[Sample], total: int, what: str) -> Iterator[Sampl
         yield from tqdm(samples, desc=what, total=total, unit="image", disable=None)
 
 
-def peak_memory_bytes() -> int:
-    """The most memory that this process has had so far."""
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """The most memory in bytes that this process has had so far, and on a GPU if it computes there."""
+    import torch
+
+    if device.type != "cuda":
+        return {"peak_memory_bytes": _peak_memory_bytes()}
+    return {
+        "peak_memory_bytes": _peak_memory_bytes(),
+        "device_peak_memory_bytes": torch.cuda.max_memory_allocated(device),
+    }
+
+
+def _peak_memory_bytes() -> int:
     try:
         import resource
     except ImportError:  # Windows

@@ -18,7 +18,7 @@ from padim.cli.common import (
     add_output_option,
     add_scoring_options,
     command,
-    peak_memory_bytes,
+    peak_memory,
     pick_device,
     progress,
     write_json,
@@ -113,6 +113,7 @@ def test_loader(category: str, config: Config, options: argparse.Namespace) -> I
 
 def evaluate_category(model: Padim, category: str, loader: ImageLoader, options: argparse.Namespace) -> dict[str, Any]:
     """Evaluate a model on its category, write `eval.json` beside its file, and return the figures."""
+    from padim.data.items import GOOD
     from padim.evaluate import evaluate_model
 
     start = time.perf_counter()
@@ -121,12 +122,12 @@ def evaluate_category(model: Padim, category: str, loader: ImageLoader, options:
     figures = {
         "category": category,
         "images": len(images),
-        "defective": sum(image.defect != "good" for image in images),
+        "defective": sum(image.defect != GOOD for image in images),
         "skipped": loader.skipped,
         "unmasked": loader.unmasked,
         **dataclasses.asdict(metrics),
         "seconds": round(time.perf_counter() - start, 3),
-        "peak_memory_bytes": peak_memory_bytes(),
+        **peak_memory(model.device),
     }
     scores = [dataclasses.asdict(image) for image in images]
     write_json(options.output / category / "eval.json", figures | {"config": model.config.to_dict(), "scores": scores})

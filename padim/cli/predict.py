@@ -82,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from padim.files import check_writable
     from padim.model import Padim
 
-    check_writable(options.out)
     names = collect_images(options.inputs, exclude=options.out)
+    check_writable(options.out)
     items = [Item(path, mask=find_mask(path) if options.panel else None) for path in names]
     model = Padim.load(
         options.model,
@@ -101,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for sample, score, anomaly_map in zip(batch, scores.images.tolist(), scores.maps.cpu().numpy(), strict=True):
             name = names[sample.item.path]
             files = _write_pictures(options, name, sample, anomaly_map, scale, transform)
-            print(json.dumps(_line(sample, score, options.threshold) | files), flush=True)
+            line = _line(sample, score, options.threshold, transform)
+            print(json.dumps(line | files), flush=True)
             scored += 1
     if not scored:
         raise PadimError("none of the images could be read")
@@ -117,7 +118,7 @@ def _colour_scale(options: argparse.Namespace, normal_distance: float) -> Colour
     if options.range:
         return ColourScale(*options.range)
     high = 2 * options.threshold if options.threshold else _NORMAL_SELDOM_REACHES * normal_distance
-    return ColourScale(0, high if high > 0 else 1)  # images that never vary have no distances
+    return ColourScale(0, high)
 
 
 def _write_pictures(
@@ -152,9 +153,15 @@ def _write_pictures(
     return {kind: str(path) for kind, path in files.items()}
 
 
-def _line(sample: Sample, score: float, threshold: float | None) -> dict[str, Any]:
-    verdict = None if threshold is None else "anomalous" if score >= threshold else "normal"
-    return {"path": str(sample.item.path), "score": score, "threshold": threshold, "verdict": verdict}
+def _line(sample: Sample, score: float, threshold: float | None, transform: Transform) -> dict[str, Any]:
+    assert sample.original is not None
+    return {
+        "path": str(sample.item.path),
+        "score": score,
+        "threshold": threshold,
+        "verdict": None if threshold is None else "anomalous" if score >= threshold else "normal",
+        "seen": transform.seen(*sample.original.size),
+    }
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from padim.cli.common import Parser, command
+from padim.config import MAX_SIDE
 from padim.errors import PadimError
 
 
@@ -35,8 +36,8 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parser().parse_args(arguments)
-    if len(options.size) > 2 or min(options.size) < 16:
-        raise PadimError("--size: give a side, or height and width, of at least 16 pixels")
+    if len(options.size) > 2 or min(options.size) < 16 or max(options.size) > MAX_SIDE:
+        raise PadimError(f"--size: give a side, or height and width, of 16 to {MAX_SIDE} pixels")
     if min(options.train, options.good, options.defective, options.seed) < 0:
         raise PadimError("--train, --good, --defective and --seed can't be below 0")
 

@@ -19,7 +19,7 @@ from padim.cli.common import (
     add_output_option,
     command,
     config_from,
-    peak_memory_bytes,
+    peak_memory,
     pick_device,
     progress,
     write_json,
@@ -52,6 +52,12 @@ def parser() -> Parser:
     result.add_argument(
         "--no-embed-backbone", action="store_true", help="leave the backbone's weights out of the model file"
     )
+    result.add_argument(
+        "--storage",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="numbers of the factors in the model file; fp16 halves them and costs digits (default: fp32)",
+    )
     add_machine_options(result)
     result.add_argument("--eval", action="store_true", help="evaluate each model as padim-eval does, in the same run")
     result.add_argument("--json", action="store_true", help="print the summary as JSON, one object a category")
@@ -74,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from padim.backbones import download_weights, read_weights
     from padim.data.items import categories
 
-    names = categories(options.data) if options.category == ["all"] else options.category
+    there = categories(options.data)
+    names = there if "all" in options.category else list(dict.fromkeys(options.category))
     device = pick_device(options.device)
     weights = read_weights(options.weights) if options.weights else download_weights(config.backbone)
     figures: list[dict[str, Any]] = []
@@ -115,7 +122,7 @@ def _train(
     samples = progress(loader, len(items), category)
     model.fit((stack(batch) for batch in batched(samples, config.batch_size)), category)
     path = folder / "model.safetensors"
-    model.save(path, embed_backbone=not options.no_embed_backbone)
+    model.save(path, embed_backbone=not options.no_embed_backbone, storage=options.storage)
     seconds = time.perf_counter() - start
     summary = {
         "category": category,
@@ -124,7 +131,7 @@ def _train(
         "skipped": loader.skipped,
         "seconds": round(seconds, 3),
         "images_per_second": round(model.about.images / seconds, 2),
-        "peak_memory_bytes": peak_memory_bytes(),
+        **peak_memory(model.device),
         "model_bytes": path.stat().st_size,
         "device": device,
     }

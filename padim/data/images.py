@@ -21,13 +21,13 @@ def read_image(path: Path) -> Image.Image:
 
     Raises:
         ImageError: the file can't be read, is damaged, is a decompression bomb in Pillow's terms
-            (over 179 million pixels), more than 100 times as long as wide, or has floating point values.
+            (over 179 million pixels), more than 100 times as long as wide, or has 32 bits a channel.
     """
     image = _open(path)
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise ImageError(f"{path}: {image.width} x {image.height} pixels are too long and narrow to resize")
-    if image.mode == "F":
-        raise ImageError(f"{path}: floating point images have no fixed range: save it with 8 or 16 bits")
+    if image.mode == "F" or (image.mode == "I" and not 255 < np.asarray(image).max() < 65536):
+        raise ImageError(f"{path}: 32-bit images have no fixed range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it
         grey = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")

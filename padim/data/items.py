@@ -92,9 +92,10 @@ def test_items(root: Path, category: str) -> list[Item]:
 
 def find_mask(path: Path) -> Path | None:
     """The mask of a test image, matched by name: `test/DEFECT/000.png` -> `ground_truth/DEFECT/000_mask.png`."""
-    folder = path.parents[2] / "ground_truth" / path.parent.name if len(path.parents) > 2 else None
-    if folder is None or not folder.is_dir():
+    path = path.absolute()
+    if len(path.parents) < 3:
         return None
+    folder = path.parents[2] / "ground_truth" / path.parent.name
     stems = (f"{path.stem}_mask", path.stem)
     found = [folder / f"{stem}{suffix}" for stem in stems for suffix in sorted(SUFFIXES)]
     return next((mask for mask in found if mask.is_file()), None)
@@ -124,11 +125,13 @@ def collect_images(inputs: Sequence[Path], exclude: Path) -> dict[Path, Path]:
         all of them have in common, without the suffix where that is enough to tell them apart.
 
     Raises:
-        PadimError: an input isn't there, or there is no image.
+        PadimError: an input isn't there or is the excluded folder, or there is no image.
     """
     found: dict[Path, None] = {}
     for path in inputs:
         if path.is_dir():
+            if path.resolve() == exclude.resolve():
+                raise PadimError(f"{path} is where the results go: choose another folder for them with --out")
             found |= dict.fromkeys(_images_below(path, exclude.resolve()))
         elif path.exists():
             found[path] = None

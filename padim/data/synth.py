@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from padim.data.items import GOOD
+from padim.errors import PadimError
 from padim.files import atomic_write
 
 Floats = NDArray[np.float64]
@@ -155,9 +156,15 @@ def write_category(
         seed: of the whole category.
 
     Raises:
-        PadimError: a file can't be written.
+        PadimError: a file can't be written, or the folder has images beyond those.
     """
     groups = [("train", GOOD, train), ("test", GOOD, good), *(("test", defect, defective) for defect in DEFECTS)]
+    ours = {folder / split / defect / f"{number:03}.png" for split, defect, count in groups for number in range(count)}
+    others = sorted(set(folder.glob("t*/*/*.*")) - ours)
+    if others:
+        raise PadimError(
+            f"{folder} has other images, like {others[0]}: remove the folder, or choose another --category"
+        )
     for group, (split, defect, count) in enumerate(groups):
         for number in range(count):
             image, mask = synthesize(kind, height, width, defect, (seed, group, number))

@@ -53,7 +53,9 @@ class Transform:
         resized_width, resized_height = self._resized(width, height)
         left, top, right, bottom = self._crop(resized_width, resized_height)
         x, y = width / resized_width, height / resized_height
-        return Box(round(left * x), round(top * y), round(right * x), round(bottom * y))
+        left, top, right, bottom = round(left * x), round(top * y), round(right * x), round(bottom * y)
+        left, top = min(left, width - 1), min(top, height - 1)
+        return Box(left, top, max(right, left + 1), max(bottom, top + 1))  # never empty
 
     def _apply(self, image: Image.Image, interpolation: str) -> Image.Image:
         resized = image.resize(self._resized(*image.size), Image.Resampling[interpolation.upper()])

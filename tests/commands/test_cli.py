@@ -123,7 +123,8 @@ def test_damaged_images_are_named_and_counted(run, weights_file, tmp_path):
         (("--category", "../texture"), "category '../texture' is not the name of a folder"),
         (("--category", "texture", "--data", "nowhere"), "there is no data folder nowhere"),
         (("--category", "texture", "--weights", "nowhere.pth"), "can't read the weights nowhere.pth"),
-        (("--category", "texture", "--device", "cuda"), "--device cuda: torch finds no such device"),
+        (("--category", "texture", "--device", "cuda:77"), "torch finds no device 'cuda:77'"),
+        (("--category", "texture", "--sigma", "1e9"), "sigma: 1000000000.0 pixels smooth a map"),
         (("--category", "texture", "--preset", "nothing"), "there is no preset 'nothing'"),
         (("--category", "texture", "--crop", "300"), "crop: 300 x 300 is larger"),
         (("--category", "texture", "--resize", "100", "--crop", "100"), "instead of 100 take 96 or 112"),
@@ -136,8 +137,6 @@ def test_damaged_images_are_named_and_counted(run, weights_file, tmp_path):
     ids=str,
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(run, data_root, weights_file, tmp_path, arguments, message):
-    if "cuda" in arguments and torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
     defaults = {"--data": data_root, "--weights": weights_file, "--output": tmp_path}
     for option, value in defaults.items():
         if option not in arguments:
@@ -235,7 +234,8 @@ def test_predict_options(run, trained, data_root, tmp_path):
     common = ("predict", "--model", model, image, "--out", tmp_path)
     line = json.loads(run(*common, "--threshold", score - 1, "--panel", "--raw", "npy").out)
     assert line["verdict"] == "anomalous"
-    assert set(line) == {"path", "score", "threshold", "verdict", "heatmap", "panel", "raw"}
+    assert set(line) == {"path", "score", "threshold", "verdict", "seen", "heatmap", "panel", "raw"}
+    assert line["seen"] == [0, 0, 64, 64]
     np.testing.assert_allclose(np.load(line["raw"], allow_pickle=False), expected, rtol=1e-5)
     with Image.open(line["panel"]) as panel:
         assert panel.width > 3 * panel.height
@@ -254,6 +254,7 @@ def test_predict_takes_images_of_any_shape_and_kind(run, trained, tmp_path):
     Image.new("RGB", (300, 120), "red").save(images / "wide.png")
     Image.new("L", (20, 33)).save(images / "tiny.jpg")
     Image.new("RGBA", (65, 400)).save(images / "tall.png")
+    Image.new("RGB", (1, 100)).save(images / "thread.png")
     (images / "bad\nname.png").write_bytes(b"bad")
     model = trained / "object/model.safetensors"
     result = run("predict", "--model", model, images, "--out", tmp_path / "in/out")
@@ -262,14 +263,36 @@ def test_predict_takes_images_of_any_shape_and_kind(run, trained, tmp_path):
         "wide.png": (300, 120),
         "tiny.jpg": (20, 33),
         "tall.png": (65, 400),
+        "thread.png": (1, 100),
     }
     assert result.code == 0
     assert "bad name.png" in result.err
     assert result.err.count("\n") == 2
-    assert "1 of 4 images were skipped" in result.err
+    assert "1 of 5 images were skipped" in result.err
     again = run("predict", "--model", model, images, "--out", tmp_path / "in/out")
     assert again.out == result.out  # its own heatmaps are not scored
     assert run("predict", "--model", model, images / "bad\nname.png", "--out", tmp_path / "out").code == 2
+    assert "in is where the results go" in run("predict", "--model", model, images, "--out", images).err
+
+
+def test_running_out_of_memory_is_one_line(run, data_root, weights_file, tmp_path, monkeypatch):
+    def fail(*_):
+        torch.empty(2**60)
+
+    monkeypatch.setattr(Padim, "fit", fail)
+    arguments = ("--category", "texture", "--data", data_root, "--weights", weights_file, "--output", tmp_path)
+    result = run("train", *arguments)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "out of memory: take a smaller --batch-size" in result.err
+    monkeypatch.setattr(Padim, "fit", lambda *_: torch.ones(2) @ torch.ones(3))  # a bug is not hidden
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        run("train", *arguments)
+
+
+def test_a_model_file_can_be_read_by_whom_the_umask_lets(trained, tmp_path):
+    (tmp_path / "plain").touch()
+    model = trained / "texture/model.safetensors"
+    assert model.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_model_of_images_that_never_vary_still_draws(run, weights_file, tmp_path):

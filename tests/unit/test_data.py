@@ -4,6 +4,7 @@ import io
 import os
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +46,11 @@ def test_items_of_a_category(data_root):
         assert item.anomalous == (item.defect != "good")
         expected = data_root / "texture/ground_truth" / item.defect / f"{item.path.stem}_mask.png"
         assert item.mask == (expected if item.anomalous else None)
+
+
+def test_masks_are_found_from_any_working_folder(data_root, monkeypatch):
+    monkeypatch.chdir(data_root / "texture/test")
+    assert find_mask(Path("stain/000.png")) == data_root / "texture/ground_truth/stain/000_mask.png"
 
 
 def test_masks_are_matched_by_name_not_by_order(tmp_path):

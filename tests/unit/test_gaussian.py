@@ -11,7 +11,7 @@ from scipy.spatial.distance import mahalanobis
 
 from padim import PadimError, dense, gaussian
 from padim.embedding import Pyramid, embedding_concat
-from padim.gaussian import Gaussian, Moments
+from padim.gaussian import Gaussian, Moments, gather, leave_one_out
 
 # Grids and channels of each level, coarse to fine.
 CASES = {
@@ -114,6 +114,16 @@ def test_moments_about_different_shifts_are_not_merged():
         a.merge(b)
 
 
+@given(st.lists(st.integers(0, 40), max_size=8))
+def test_gathering_joins_batches_in_their_order(sizes):
+    images = torch.arange(sum(sizes)).float().expand(2, 3, -1)
+    groups = list(gather([part, part[:, :1]] for part in images.split(sizes, dim=2)))
+    assert all(group[0].shape[2] >= 32 for group in groups[:-1])
+    if sizes:
+        assert torch.equal(torch.cat([group[0] for group in groups], dim=2), images)
+        assert torch.equal(torch.cat([group[1] for group in groups], dim=2), images[:, :1])
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 12), st.integers(0, 100))
 def test_the_batch_size_does_not_matter(batch, seed):
@@ -146,18 +156,34 @@ def test_features_far_from_zero_lose_no_digits():
     assert relative_error(found, oracle(train, test)) < 1e-3  # float32 holds 1000 to 6e-5
 
 
-def test_normal_distances_are_those_of_images_left_out_of_the_fit():
+@pytest.mark.parametrize(("n", "error"), [(60, 0.01), (20, 0.05)])
+def test_leaving_one_out_is_refitting_without_it(n, error):
+    """Up to the regulariser, which the closed form rescales by (n-1)/(n-2)."""
     grids, channels = CASES["three levels"]
     pyramid = Pyramid(tuple(grids))
-    train = feature_maps(grids, channels, 60)
-    predicted = Gaussian.fit(moments_of(pyramid, train, 10), EPSILON).normal_distances(60, EPSILON)
-    squared = []
-    for left_out in range(60):
+    train = feature_maps(grids, channels, n)
+    in_sample = Gaussian.fit(moments_of(pyramid, train, 10), EPSILON).squared_distances(in_cells(pyramid, train))
+    refitted = []
+    for left_out in range(n):
         kept = [torch.cat([x[:left_out], x[left_out + 1 :]]) for x in train]
         model = Gaussian.fit(moments_of(pyramid, kept, 10), EPSILON)
-        squared.append(model.squared_distances(in_cells(pyramid, [x[left_out : left_out + 1] for x in train])))
-    measured = torch.cat(squared, dim=1).mean(dim=1).sqrt()
-    torch.testing.assert_close(predicted, measured, rtol=0.05, atol=0)
+        refitted.append(model.squared_distances(in_cells(pyramid, [x[left_out : left_out + 1] for x in train])))
+    closed = leave_one_out(in_sample, n)
+    assert ((closed - torch.cat(refitted, dim=1)).abs() / closed).mean() < error
+    assert in_sample.mean() < 0.8 * closed.mean()
+
+
+@pytest.mark.parametrize("n", [3, 5, 20])
+def test_leaving_one_out_of_fewer_images_than_dimensions_keeps_its_digits(n):
+    cells = [3 * torch.randn(2, 100, n, generator=torch.Generator().manual_seed(n))]
+    moments = Moments.about(cells)
+    moments.update(cells)
+    x = cells[0].double().numpy()
+    for cell, found in enumerate(leave_one_out(Gaussian.fit(moments, EPSILON).squared_distances(cells), n)):
+        inverse = np.linalg.inv(np.cov(x[cell]) + EPSILON * np.eye(100))
+        centred = x[cell] - x[cell].mean(axis=1, keepdims=True)
+        q = torch.from_numpy(np.einsum("dn,de,en->n", centred, inverse, centred))
+        torch.testing.assert_close(found.double(), leave_one_out(q, n), rtol=0.05, atol=0)
 
 
 def test_one_image_is_too_few():
@@ -184,7 +210,7 @@ def test_constant_features_need_the_regulariser():
         if epsilon:
             assert Gaussian.fit(moments, epsilon).squared_distances(cells).abs().max() == 0
         else:
-            with pytest.raises(PadimError, match="larger --epsilon"):
+            with pytest.raises(PadimError, match="larger epsilon"):
                 Gaussian.fit(moments, epsilon)
 
 

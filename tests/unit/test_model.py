@@ -108,6 +108,51 @@ def test_wrong_input_is_refused(model, random_weights, tmp_path):
             unfitted.fit(batches)
 
 
+def test_floats_are_in_0_to_1_in_any_precision(model):
+    images = images_like(3, 0)
+    for floats in (images.double() / 255, images.float() / 255):
+        torch.testing.assert_close(model.score(floats).maps, model.score(images).maps, rtol=1e-3, atol=1e-3)
+    with pytest.raises(PadimError, match="divide by 255"):
+        model.score(images.float())
+
+
+def test_neither_autocast_nor_reduced_products_around_the_caller_change_scores(model):
+    images = images_like(3, 0)
+    expected = model.score(images)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model.score(images)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(found.maps, expected.maps)
+
+
+def test_scores_can_be_changed_in_place(model):
+    model.score(images_like(1, 0)).maps.sub_(1)
+
+
+def test_half_storage_halves_the_factors_and_keeps_three_digits(model, tmp_path):
+    sizes = {}
+    for storage in ("fp32", "fp16"):
+        model.save(tmp_path / storage, embed_backbone=False, storage=storage)
+        sizes[storage] = (tmp_path / storage).stat().st_size
+    factors = 4 * sum(block.numel() for row in model.gaussian.factors for block in row)
+    assert sizes["fp32"] - sizes["fp16"] == pytest.approx(factors / 2, rel=0.01)
+    model.save(tmp_path / "half", storage="fp16")
+    images = images_like(4, seed=9)
+    torch.testing.assert_close(
+        Padim.load(tmp_path / "half").score(images).maps, model.score(images).maps, rtol=2e-3, atol=0
+    )
+
+
+def test_a_device_that_is_not_there_is_named(random_weights):
+    with pytest.raises(PadimError, match="no device 'cuda:77'"):
+        Padim(SMALL, weights=random_weights, device="cuda:77")
+
+
 def test_features_that_overflow_stop_the_fit(random_weights):
     huge = {**random_weights, "bn1.weight": torch.full((64,), 1e38), "bn1.bias": torch.full((64,), 3e38)}
     with pytest.raises(PadimError, match="not finite"):
@@ -116,13 +161,13 @@ def test_features_that_overflow_stop_the_fit(random_weights):
 
 def test_scores_that_are_not_finite_are_an_error_not_a_result(model):
     with pytest.raises(PadimError, match="distances are not finite"):
-        model.score(torch.full((1, 3, 64, 64), torch.inf))
+        model.score(torch.full((1, 3, 64, 64), torch.nan))
 
 
 def test_images_that_never_vary(random_weights):
     constant = torch.full((4, 3, 64, 64), 100, dtype=torch.uint8)
     model = Padim(SMALL, weights=random_weights).fit([constant])
-    assert model.about.normal_distance == pytest.approx(0, abs=1e-3)
+    assert model.about.normal_distance == pytest.approx(20**0.5)
     assert model.score(constant).images.max() == pytest.approx(0, abs=1e-3)
     assert model.score(images_like(1, seed=1)).images.isfinite().all()
 
@@ -184,13 +229,25 @@ def rewritten(path, change):
         (lambda t, h: h.update(version=2), "has format version 2, this program reads version 1"),
         (lambda t, h: h.update(config=3), "metadata can't be understood"),
         (lambda t, h: h.update(config={"sed": 1}), "'sed' is not a field"),
-        (lambda t, h: h.update(config=replace(SMALL, channels=21).to_dict()), "'channels' is missing"),
+        (
+            lambda t, h: h.update(config=replace(SMALL, channels=21).to_dict()),
+            "'channels' is not there as finite int64 of shape",
+        ),
         (lambda t, h: h.update(about=[]), "metadata can't be understood"),
         (lambda t, h: h["about"].update(weights_sha256=5), "metadata can't be understood"),
         (lambda t, h: h.pop("about"), "metadata can't be understood"),
-        (lambda t, h: t.pop("factor.1.0"), "'factor.1.0' is missing"),
-        (lambda t, h: t.update({"mean.0": t["mean.0"][:1].clone()}), "'mean.0' is missing, not finite or not of shape"),
-        (lambda t, h: t["factor.0.0"].fill_(torch.nan), "'factor.0.0' is missing, not finite"),
+        (lambda t, h: t.pop("factor.1.0"), "'factor.1.0' is not there"),
+        (
+            lambda t, h: t.update({"mean.0": t["mean.0"][:1].clone()}),
+            "'mean.0' is not there as finite float32 of shape",
+        ),
+        (lambda t, h: t["factor.0.0"].fill_(torch.nan), "'factor.0.0' is not there as finite"),
+        (
+            lambda t, h: t.update({"factor.0.0": t["factor.0.0"].double()}),
+            "'factor.0.0' is not there as finite float32 or",
+        ),
+        (lambda t, h: t.update(channels=t["channels"] + 0.5), "'channels' is not there as finite int64"),
+        (lambda t, h: h["about"].update(normal_distance=torch.inf), "metadata can't be understood"),
         (lambda t, h: t["channels"].fill_(-1), "a damaged model"),
         (lambda t, h: t["backbone.bn1.bias"].add_(1), "fitted with other weights"),
         (lambda t, h: t.pop("backbone.bn1.bias"), "no key 'bn1.bias'"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from padim import PadimError
 from padim.data.synth import DEFECTS, SCENES, synthesize, write_category
 
 
@@ -27,6 +28,13 @@ def test_normal_images_vary_and_come_back_with_their_seed(kind):
     first, again, other = (synthesize(kind, 64, 64, "good", (7, number))[0] for number in (0, 0, 1))
     assert np.array_equal(first, again)
     assert (first != other).mean() > 0.5
+
+
+def test_images_of_an_earlier_call_are_not_mixed_in(tmp_path):
+    for count in (3, 3):
+        assert len(list(write_category(tmp_path, "texture", 32, 32, count, 1, 1, seed=5))) == count + 6
+    with pytest.raises(PadimError, match=r"other images, like .*train/good/002.png"):
+        list(write_category(tmp_path, "texture", 32, 32, 2, 1, 1, seed=5))
 
 
 def test_an_image_does_not_depend_on_how_many_there_are(tmp_path):

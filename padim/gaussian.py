@@ -2,12 +2,13 @@
 
 The embedding of a position joins the features of L levels, from coarse to fine. The grids nest, so
 all positions inside one coarse cell have the coarse features in common, and with them the leading
-block of their covariance, of its Cholesky factor and of that factor's inverse K. Row blocks are
-therefore kept once a cell of their own level, never once a position:
+block of their covariance and of its Cholesky factor G. Row blocks are therefore kept once a cell of
+their own level, never once a position:
 
-    K[i][j] : [cells_i, d_i, d_j]    for j <= i, level 0 being the coarsest
+    G[i][j] : [cells_i, d_i, d_j]    for j <= i, level 0 being the coarsest
 
-    M(p)^2 = sum_i | sum_{j <= i} K[i][j] (x_j - mean_j) |^2
+    w_i    = G_ii^-1 (x_i - mean_i - sum_{j < i} G_ij w_j)
+    M(p)^2 = sum_i |w_i|^2
 
 which is the Mahalanobis distance of Defard et al. 2020 (equation 2), not an approximation of it;
 `padim.dense` is the plain form. This module knows nothing of images: features come as
@@ -46,6 +47,16 @@ def _unstack(coarse: Tensor, cells: int) -> Tensor:
     parents, n, k = coarse.shape
     inside = cells // parents
     return coarse.view(parents, n, inside, k // inside).transpose(1, 2).reshape(cells, n, k // inside)
+
+
+def _from_coarser(blocks: Sequence[Tensor], whitened: Sequence[Tensor], level: Tensor) -> Tensor:
+    """What the coarser levels predict of a level: sum of `G_ij w_j`, `[cells_i, n, d_i]`, zero for the coarsest."""
+    total = torch.zeros_like(level)
+    if blocks:
+        total = torch.bmm(whitened[0], _stack(blocks[0], len(whitened[0])).mT)
+        for block, coarse in zip(blocks[1:], whitened[1:], strict=True):
+            total = _unstack(total, len(coarse)).baddbmm_(coarse, _stack(block, len(coarse)).mT)
+    return _unstack(total, len(level))
 
 
 def _add_product(out: Tensor, fine: Tensor, coarse: Tensor, weight: float = 1.0) -> None:
@@ -140,11 +151,11 @@ class Moments:
 
 @dataclass(eq=False)
 class Gaussian:
-    """Means and inverse Cholesky factors of every position's covariance, shared as above.
+    """Means and Cholesky factors of every position's covariance, shared as above.
 
     Attributes:
         mean: `[cells_i, d_i, 1]` a level, coarse to fine.
-        factors: blocks `[cells_i, d_i, d_j]` of K, where K^T K is the inverse covariance.
+        factors: blocks `[cells_i, d_i, d_j]` of G, but those on the diagonal inverted.
     """
 
     mean: list[Tensor]
@@ -178,12 +189,12 @@ class Gaussian:
         # Images before channels: the batched products are several times faster than the other way round.
         centred = [(level - mean).mT for level, mean in zip(features, self.mean, strict=True)]  # [cells_i, n, d_i]
         squared = centred[0].new_zeros(centred[0].shape[:2])
-        for row in self.factors:
-            whitened = torch.bmm(centred[0], _stack(row[0], len(centred[0])).mT)
-            for block, level in zip(row[1:], centred[1:], strict=False):
-                whitened = _unstack(whitened, len(level)).baddbmm_(level, _stack(block, len(level)).mT)
-            inside = len(whitened) // len(squared)  # cells of this level in one of the level above
-            squared = squared.repeat_interleave(inside, dim=0) + whitened.square().sum(dim=2)
+        whitened: list[Tensor] = []
+        for (*left, own), level in zip(self.factors, centred, strict=True):
+            below = _from_coarser(left, whitened, level)
+            whitened.append(torch.bmm(level - below, own.mT))
+            inside = len(level) // len(squared)  # cells of this level in one of the level above
+            squared = squared.repeat_interleave(inside, dim=0) + whitened[-1].square().sum(dim=2)
         return squared
 
 
@@ -202,13 +213,7 @@ def leave_one_out(squared: Tensor, n: int) -> Tensor:
 
 
 def _factorise(blocks: Blocks) -> None:
-    """Turn covariance blocks S into blocks K of the inverse Cholesky factor, in place, coarse to fine.
-
-    With the rows above i done, and L the lower Cholesky factor on the diagonal:
-        G_j   = sum_{k <= j} S_ik K_jk^T          (row i of the Cholesky factor)
-        L L^T = S_ii - sum_j G_j G_j^T            (Schur complement)
-        K_ii  = L^-1
-        K_ij  = -K_ii sum_{j <= k < i} G_k K_kj
+    """Turn covariance blocks S into blocks of the Cholesky factor G, in place, coarse to fine.
 
     Raises:
         PadimError: a covariance is not positive definite.
@@ -219,36 +224,25 @@ def _factorise(blocks: Blocks) -> None:
 
 
 def _factorise_level(blocks: Blocks, i: int) -> Tensor:
-    """Turn row i from S to K, in place, the rows above being done; returns which cells of it failed, `[cells_i]`."""
-    own = blocks[i][i]
-    _eliminate(blocks, i)
+    """Turn row i from S to G, the rows above being done; returns which cells of it failed, `[cells_i]`.
+
+        G_ij = (S_ij - sum_{k < j} G_ik G_jk^T) G_jj^-T
+        G_ii = the Cholesky factor of the Schur complement S_ii - sum_j G_ij G_ij^T
+
+    Blocks on the diagonal take their inverse, which is what G_ij and scoring need.
+    """
+    *left, own = blocks[i]
+    for j, block in enumerate(left):
+        for k in range(j):
+            _add_product(block, left[k], blocks[j][k].mT, -1.0)
+        inverse = blocks[j][j]
+        block.copy_(torch.bmm(_stack(block, len(inverse)), inverse.mT).view_as(block))
+        own.baddbmm_(block, block.mT, alpha=-1.0)
     failed: Tensor
     lower, failed = torch.linalg.cholesky_ex(own)
     identity = torch.eye(own.shape[1], dtype=own.dtype, device=own.device)
     own.copy_(torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False))
-    _substitute(blocks, i)
     return failed
-
-
-def _eliminate(blocks: Blocks, i: int) -> None:
-    """In row i, put G_j in the place of S_ij and the Schur complement in that of S_ii."""
-    row = blocks[i]
-    for j in reversed(range(i)):  # G_j needs S_ik for k <= j alone
-        g = torch.zeros_like(row[j])
-        for k in range(j + 1):
-            _add_product(g, row[k], blocks[j][k].mT)
-        row[i].baddbmm_(g, g.mT, alpha=-1.0)
-        row[j].copy_(g)
-
-
-def _substitute(blocks: Blocks, i: int) -> None:
-    """In row i, put K_ij in the place of G_j."""
-    row = blocks[i]
-    for j in range(i):  # K_ij needs G_k for k >= j alone
-        product = torch.zeros_like(row[j])
-        for k in range(j, i):
-            _add_product(product, row[k], blocks[k][j])
-        row[j].baddbmm_(row[i], product, beta=0.0, alpha=-1.0)
 
 
 def _chunks(blocks: Blocks) -> Iterator[Blocks]:

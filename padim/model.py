@@ -23,7 +23,6 @@ from padim.gaussian import Gaussian, Moments, gather, leave_one_out
 from padim.modelfile import About
 from padim.scoring import AnomalyMap, image_scores
 
-
 # How the factors may be kept in a model file.
 STORAGES = {"fp32": torch.float32, "fp16": torch.float16}
 

@@ -1,16 +1,16 @@
 """The model file: what it holds, under which names, and what is checked when one is read.
 
-A safetensors file, format version 1. Levels are counted from the coarsest, 0. Numbers are float32,
+A safetensors file, format version 2. Levels are counted from the coarsest, 0. Numbers are float32,
 those of the factors float16 where that was asked for.
 
 | key                | shape                  | what                                                  |
 | ------------------ | ---------------------- | ----------------------------------------------------- |
 | `channels`         | [d], int64             | channels drawn from the joined levels, in drawn order |
 | `mean.I`           | [cells_I, d_I, 1]      | mean of level I, cells in the order of the pyramid    |
-| `factor.I.J`       | [cells_I, d_I, d_J]    | block of the inverse Cholesky factor, J <= I          |
+| `factor.I.J`       | [cells_I, d_I, d_J]    | block of the Cholesky factor, inverted where J = I    |
 | `backbone.KEY`     | as in the architecture | weights up to the last used layer, unless left out    |
 
-The metadata has one entry, `padim`: a JSON object of `version` (1), `config` (the fields of `Config`)
+The metadata has one entry, `padim`: a JSON object of `version` (2), `config` (the fields of `Config`)
 and `about` (those of `About`). The same model makes the same bytes. No file is ever unpickled.
 """
 
@@ -32,7 +32,7 @@ from padim.config import Config
 from padim.errors import PadimError
 from padim.files import atomic_write
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

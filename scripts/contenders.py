@@ -22,7 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from padim.data.items import Item, test_items, train_items
+from padim.data.items import Item
+from padim.data.layouts import find_category
 
 POSITIONS = 56 * 56
 CHANNELS = 100
@@ -210,7 +211,8 @@ def torch_protocol(options: argparse.Namespace):
             network(images)
         return list(outputs)
 
-    sets = [Images(split(options.data, options.category)) for split in (train_items, test_items)]
+    category = find_category(options.data, options.category)
+    sets = [Images(items) for items in (category.train, category.test)]
     loaders = [DataLoader(images, batch_size=32) for images in sets]
     return extract, loaders, torch.tensor(random.Random(1024).sample(range(448), CHANNELS))
 

@@ -24,7 +24,7 @@ from padim import Config, Padim, dense
 from padim.backbones import Backbone
 from padim.config import preset_path
 from padim.data.images import read_image
-from padim.data.items import test_items, train_items
+from padim.data.layouts import find_category
 from padim.data.transform import Transform
 from padim.embedding import Pyramid, draw_channels, embedding_concat, split_by_level
 from padim.gaussian import Gaussian, Moments, gather
@@ -50,7 +50,8 @@ def images(options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(1)
     config = Config()
     transform = Transform.of(config)
-    items = [*train_items(options.data, "bottle"), *test_items(options.data, "bottle")]
+    bottle = find_category(options.data, "bottle")
+    items = bottle.train + bottle.test
     model = Padim(config, weights=options.weights)
     paths = [item.path for item in items[:: len(items) // 32]][:32]
     decoded = [read_image(path) for path in paths]
@@ -125,9 +126,9 @@ def gaussian(options: argparse.Namespace) -> dict[str, float]:
     model = fit()
     first = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    seconds = median_seconds(fit, 3) if options.size == "r18" else first
     return {
-        "fit and factorise": seconds,
+        "fit and factorise, first time": first,  # with the memory's page faults, as in a real run
+        "fit and factorise, again": median_seconds(fit, 3),
         "score 8": median_seconds(lambda: score(model, eight)),
         "score 1": median_seconds(lambda: score(model, one)),
         "peak_memory_bytes": peak * 1024,

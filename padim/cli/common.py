@@ -21,6 +21,7 @@ from padim.errors import PadimError
 if TYPE_CHECKING:
     import torch
 
+    from padim.data.items import Category
     from padim.data.loader import Sample
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,35 @@ def add_data_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_folder_options(parser: argparse.ArgumentParser, *, train: bool) -> None:
+    """`--normal`, `--test`, `--defect` and `--masks`: folders of any layout, for one category."""
+    group = parser.add_argument_group("images in folders of your own, searched recursively, instead of --data")
+    if train:
+        group.add_argument("--normal", type=Path, metavar="DIR", help="normal images to learn from")
+    group.add_argument(
+        "--test", type=Path, metavar="DIR", help="normal images to test on, or a folder good and one a defect type"
+    )
+    group.add_argument("--defect", type=Path, metavar="DIR", help="defective images to test on")
+    group.add_argument(
+        "--masks", type=Path, metavar="DIR", help="ground truth of the defective images, named like them"
+    )
+
+
+def category_from(options: argparse.Namespace, name: str) -> Category:
+    """The category of a name that the options describe."""
+    from padim.data.layouts import find_category, plain_category
+
+    if in_own_folders(options):
+        normal = getattr(options, "normal", None)
+        return plain_category(name, normal, options.test, options.defect, options.masks)
+    return find_category(options.data, name)
+
+
+def in_own_folders(options: argparse.Namespace) -> bool:
+    """Whether the options name folders of images rather than a data root."""
+    return any(getattr(options, name, None) for name in ("normal", "test", "defect", "masks"))
+
+
 def add_output_option(parser: argparse.ArgumentParser) -> None:
     """`--output DIR`."""
     parser.add_argument(
@@ -111,6 +141,12 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="where to compute: cpu, cuda, cuda:1, mps (default: auto, a GPU where there is one)",
     )
+    add_workers_option(parser)
+    parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image or mask")
+
+
+def add_workers_option(parser: argparse.ArgumentParser) -> None:
+    """`--workers N`."""
     parser.add_argument(
         "--workers",
         type=_positive,
@@ -118,7 +154,6 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads that read images (default: one a core, at most 8)",
     )
-    parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image or mask")
 
 
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:
@@ -222,6 +257,16 @@ def write_json(path: Path, value: Any) -> None:
 
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table as text: the first column flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join(lines)
 
 
 def finite(text: str) -> float:

@@ -14,10 +14,14 @@ from padim.cli.common import (
     USER_ERROR,
     Parser,
     add_data_option,
+    add_folder_options,
     add_machine_options,
     add_output_option,
     add_scoring_options,
+    aligned,
+    category_from,
     command,
+    in_own_folders,
     peak_memory,
     pick_device,
     progress,
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     import argparse
 
     from padim.config import Config
+    from padim.data.items import Category
     from padim.data.loader import ImageLoader
     from padim.model import Padim
 
@@ -58,6 +63,7 @@ def parser() -> Parser:
         "--category", nargs="+", default=["all"], metavar="NAME", help="categories (default: all trained ones)"
     )
     add_data_option(result)
+    add_folder_options(result, train=False)
     add_output_option(result)
     add_scoring_options(result)
     add_machine_options(result)
@@ -69,11 +75,13 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parser().parse_args(arguments)
-    names = options.category
-    if names == ["all"]:
+    names = list(dict.fromkeys(options.category))
+    if "all" in names:
         names = sorted(path.parent.name for path in options.output.glob("*/model.safetensors"))
         if not names:
             raise PadimError(f"no trained model under {options.output}: run padim-train first, or pass --output DIR")
+    if in_own_folders(options) and len(names) > 1:
+        raise PadimError(f"--test and --defect are for one model: pass --category with one of {', '.join(names)}")
     results: list[dict[str, Any]] = []
     for name in names:
         try:
@@ -98,17 +106,23 @@ def _load_and_evaluate(category: str, options: argparse.Namespace) -> dict[str, 
         device=pick_device(options.device),
         precision=options.precision,
     )
-    return evaluate_category(model, category, test_loader(category, model.config, options), options)
+    loader = read_test_images(category_from(options, category), model.config, options)
+    return evaluate_category(model, category, loader, options)
 
 
-def test_loader(category: str, config: Config, options: argparse.Namespace) -> ImageLoader:
-    """The category's test images, on their way."""
-    from padim.data.items import test_items
+def read_test_images(category: Category, config: Config, options: argparse.Namespace) -> ImageLoader:
+    """The category's test images.
+
+    Raises:
+        PadimError: there is none.
+    """
+    from padim.data.layouts import EXPECTED
     from padim.data.loader import ImageLoader
     from padim.data.transform import Transform
 
-    items = test_items(options.data, category)
-    return ImageLoader(items, Transform.of(config), workers=options.workers, strict=options.strict).start()
+    if not category.test:
+        raise PadimError(f"category {category.name!r} has no test images: {EXPECTED}")
+    return ImageLoader(category.test, Transform.of(config), workers=options.workers, strict=options.strict)
 
 
 def evaluate_category(model: Padim, category: str, loader: ImageLoader, options: argparse.Namespace) -> dict[str, Any]:
@@ -129,6 +143,10 @@ def evaluate_category(model: Padim, category: str, loader: ImageLoader, options:
         "seconds": round(time.perf_counter() - start, 3),
         **peak_memory(model.device),
     }
+    if loader.unmasked:
+        log.warning(
+            "%s: %d defective images have no mask; the pixel figures are without them", category, loader.unmasked
+        )
     scores = [dataclasses.asdict(image) for image in images]
     write_json(options.output / category / "eval.json", figures | {"config": model.config.to_dict(), "scores": scores})
     return figures
@@ -143,12 +161,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         [row["category"], str(row["images"]), *(_figure(row[key]) for key in _COLUMNS.values())]
         for row in [*results, total | means]
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        lines.append("  ".join([first.ljust(widths[0]), *cells]))
-    return "\n".join(lines)
+    return aligned(rows)
 
 
 def _figure(value: float | None) -> str:

@@ -76,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.range and not options.range[0] < options.range[1]:
         raise PadimError("--range: LOW has to be below HIGH")
 
-    from padim.data.items import Item, collect_images, find_mask
+    from padim.data.items import Item, collect_images
+    from padim.data.layouts import find_mask
     from padim.data.loader import ImageLoader, batched, stack
     from padim.data.transform import Transform
     from padim.files import check_writable

@@ -15,16 +15,19 @@ from padim.cli.common import (
     Parser,
     add_config_options,
     add_data_option,
+    add_folder_options,
     add_machine_options,
     add_output_option,
+    category_from,
     command,
     config_from,
+    in_own_folders,
     peak_memory,
     pick_device,
     progress,
     write_json,
 )
-from padim.cli.eval import evaluate_category, table, test_loader
+from padim.cli.eval import evaluate_category, read_test_images, table
 from padim.config import Config
 from padim.errors import PadimError
 
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from padim.data.items import Category
+    from padim.data.loader import ImageLoader
     from padim.model import Padim
 
 log = logging.getLogger(__name__)
@@ -45,6 +50,7 @@ def parser() -> Parser:
         "--category", nargs="+", default=[], metavar="NAME", help="categories to train, or all for every one there is"
     )
     add_data_option(result)
+    add_folder_options(result, train=True)
     add_output_option(result)
     result.add_argument(
         "--weights", type=Path, metavar="FILE", help="backbone weights, .pth or .safetensors (default: download)"
@@ -74,22 +80,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.print_config:
         print(config.to_toml(), end="")
         return 0
-    if not options.category:
-        raise PadimError("which category? Pass --category NAME, or --category all")
+    names = _names(options)
 
     from padim.backbones import download_weights, read_weights
-    from padim.data.items import categories
 
-    there = categories(options.data)
-    names = there if "all" in options.category else list(dict.fromkeys(options.category))
     device = pick_device(options.device)
     weights = read_weights(options.weights) if options.weights else download_weights(config.backbone)
     figures: list[dict[str, Any]] = []
     failed = 0
     for name in names:
         try:
-            tests = test_loader(name, config, options) if options.eval else None
-            model, summary = _train(name, config, weights, device, options)
+            category = category_from(options, name)
+            tests = read_test_images(category, config, options) if options.eval else None
+            model, summary = _train(category, config, weights, device, options, tests)
             print(json.dumps(summary) if options.json else _readable(summary), flush=True)
             if tests:
                 figures.append(evaluate_category(model, name, tests, options))
@@ -103,29 +106,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return USER_ERROR if failed else 0
 
 
+def _names(options: argparse.Namespace) -> list[str]:
+    """The categories to train."""
+    from padim.data.layouts import categories
+
+    given = list(dict.fromkeys(options.category))
+    if in_own_folders(options):
+        if not options.normal or len(given) > 1 or "all" in given:
+            raise PadimError("images of your own: pass --normal DIR, and --category NAME for one name at most")
+        return given or [options.normal.resolve().name]
+    if not given:
+        raise PadimError("which category? Pass --category NAME, --category all, or --normal DIR for your own images")
+    there = categories(options.data)
+    return there if "all" in given else given
+
+
 def _train(
-    category: str, config: Config, weights: Mapping[str, Tensor], device: str, options: argparse.Namespace
+    category: Category,
+    config: Config,
+    weights: Mapping[str, Tensor],
+    device: str,
+    options: argparse.Namespace,
+    tests: ImageLoader | None,
 ) -> tuple[Padim, dict[str, Any]]:
-    """Fit, save, and write the summary beside the model; gives both."""
-    from padim.data.items import train_items
+    """Fit, save, and write the summary beside the model; gives both. `tests` are read next, as early as possible."""
+    from padim.data.layouts import EXPECTED
     from padim.data.loader import ImageLoader, batched, stack
     from padim.data.transform import Transform
     from padim.files import check_writable
     from padim.model import Padim
 
-    items = train_items(options.data, category)
-    folder = options.output / category
+    items = category.train
+    if not items:
+        raise PadimError(f"no training images: {EXPECTED}")
+    folder = options.output / category.name
     check_writable(folder)
     start = time.perf_counter()
-    loader = ImageLoader(items, Transform.of(config), workers=options.workers, strict=options.strict).start()
+    loader = ImageLoader(items, Transform.of(config), workers=options.workers, strict=options.strict)
+    loader.follower = tests
+    loader.start()
     model = Padim(config, weights=weights, device=device)
-    samples = progress(loader, len(items), category)
-    model.fit((stack(batch) for batch in batched(samples, config.batch_size)), category)
+    samples = progress(loader, len(items), category.name)
+    model.fit((stack(batch) for batch in batched(samples, config.batch_size)), category.name)
     path = folder / "model.safetensors"
     model.save(path, embed_backbone=not options.no_embed_backbone, storage=options.storage)
     seconds = time.perf_counter() - start
     summary = {
-        "category": category,
+        "category": category.name,
         "model": str(path),
         "images": model.about.images,
         "skipped": loader.skipped,

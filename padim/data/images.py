@@ -33,7 +33,7 @@ def read_image(path: Path) -> Image.Image:
         return Image.fromarray(grey).convert("RGB")
     if "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def read_mask(path: Path) -> Image.Image:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from padim.data.images import read_image, read_mask
-from padim.data.items import Item
+from padim.data.items import GOOD, Item
 from padim.data.transform import Transform
 from padim.errors import ImageError
 
@@ -60,6 +63,7 @@ class ImageLoader:
     Attributes:
         skipped: how many images were left out so far.
         unmasked: how many defective images had no usable mask so far.
+        follower: a loader that starts to read when this one has no more files to open.
     """
 
     def __init__(
@@ -79,12 +83,13 @@ class ImageLoader:
         self.keep_originals = keep_originals
         self.skipped = 0
         self.unmasked = 0
+        self.follower: ImageLoader | None = None
         self._started: _Reading | None = None
 
     def start(self) -> Self:
         """Begin to read the first images now, while whatever else has to be done before they are asked for."""
         remaining = iter(self.items)
-        pool = ThreadPoolExecutor(self.workers)
+        pool = ThreadPoolExecutor(self.workers, initializer=_yield_to_the_model)
         count = self.workers * (_AHEAD_WITH_ORIGINALS if self.keep_originals else _AHEAD)
         ahead = deque(pool.submit(self._read, item) for item in islice(remaining, count))
         self._started = _Reading(pool, ahead, remaining)
@@ -102,7 +107,12 @@ class ImageLoader:
         try:
             while ahead:
                 sample = self._result(ahead.popleft())
-                ahead.extend(pool.submit(self._read, item) for item in islice(remaining, 1))
+                item = next(remaining, None)
+                if item is not None:
+                    ahead.append(pool.submit(self._read, item))
+                elif self.follower is not None:
+                    self.follower.start()
+                    self.follower = None
                 if sample is not None:
                     yield sample
         finally:
@@ -122,11 +132,7 @@ class ImageLoader:
     def _mask(self, item: Item, image: Image.Image) -> NDArray[np.bool_] | None:
         """Where the item is defective, as the backbone sees it."""
         if item.mask is None:
-            if item.defect is None:
-                return None
-            if not item.anomalous:
-                return np.zeros(self.transform.size, dtype=bool)
-            raise ImageError(f"no mask for {item.path}: expected ground_truth/{item.defect}/{item.path.stem}_mask.png")
+            return np.zeros(self.transform.size, dtype=bool) if item.defect == GOOD else None
         mask = read_mask(item.mask)
         if abs(mask.width * image.height - mask.height * image.width) > max(mask.size + image.size):
             raise ImageError(
@@ -143,12 +149,19 @@ class ImageLoader:
             self.skipped += 1
             log.warning("skipped: %s", error)
             return None
+        if sample.item.anomalous and sample.mask is None:
+            self.unmasked += 1
         if problem is not None:
             if self.strict:
                 raise problem
-            self.unmasked += 1
             log.warning("mask not used: %s", problem)
         return sample
+
+
+def _yield_to_the_model() -> None:
+    """Let the thread that runs the backbone have a whole core; on Linux priorities are those of threads."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def batched(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:

@@ -13,7 +13,7 @@ import torchvision
 from scipy.spatial.distance import mahalanobis
 
 from padim import Config, Padim
-from padim.data.items import train_items
+from padim.data.layouts import find_category
 from padim.data.loader import ImageLoader, stack
 from padim.data.transform import Transform
 from padim.gaussian import Gaussian, Moments
@@ -51,7 +51,7 @@ def test_real_distances_are_numpys_and_scipys_in_float64(shared, merged):
     """Grid has 25 images, fewer than the 100 dimensions."""
     config = Config()
     model = Padim(config, weights=shared / "weights/resnet18-imagenet-layers1to3.pth")
-    items = train_items(shared / "data/mvtec", "grid")
+    items = find_category(shared / "data/mvtec", "grid").train
     images = stack(list(ImageLoader(items, Transform.of(config), workers=2)))
     parts = [model.features(part) for part in images.split([9, 1, 15])]
     moments = Moments.about(parts[0])

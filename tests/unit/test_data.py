@@ -4,7 +4,6 @@ import io
 import os
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +16,11 @@ from torchvision.transforms import InterpolationMode, v2
 from padim import Config, PadimError
 from padim.config import preset_path
 from padim.data.images import read_image, read_mask
-from padim.data.items import Item, categories, collect_images, find_mask, test_items, train_items
+from padim.data.items import Item, collect_images
+from padim.data.layouts import find_category
 from padim.data.loader import ImageLoader, batched, stack
 from padim.data.transform import Box, Transform
 from padim.errors import ImageError
-
-test_items.__test__ = False  # a function of the package, not a test
 
 
 @pytest.fixture
@@ -31,52 +29,7 @@ def photo():
     return Image.fromarray(random.integers(0, 256, (90, 123, 3), dtype=np.uint8))
 
 
-# Where the images are
-
-
-def test_items_of_a_category(data_root):
-    assert categories(data_root) == ["object", "texture"]
-    train = train_items(data_root, "texture")
-    assert [item.path.name for item in train] == [f"{number:03}.png" for number in range(8)]
-    assert not any(item.anomalous or item.mask for item in train)
-    test = test_items(data_root, "texture")
-    assert len(test) == 4 + 5 * 2
-    assert [item.defect for item in test] == sorted(item.defect for item in test)
-    for item in test:
-        assert item.anomalous == (item.defect != "good")
-        expected = data_root / "texture/ground_truth" / item.defect / f"{item.path.stem}_mask.png"
-        assert item.mask == (expected if item.anomalous else None)
-
-
-def test_masks_are_found_from_any_working_folder(data_root, monkeypatch):
-    monkeypatch.chdir(data_root / "texture/test")
-    assert find_mask(Path("stain/000.png")) == data_root / "texture/ground_truth/stain/000_mask.png"
-
-
-def test_masks_are_matched_by_name_not_by_order(tmp_path):
-    for name in ("b/test/hole/1.jpg", "b/test/hole/2.jpg", "b/ground_truth/hole/2.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    masks = [item.mask for item in test_items(tmp_path, "b")]
-    assert masks == [None, tmp_path / "b/ground_truth/hole/2.png"]
-    assert find_mask(tmp_path / "1.jpg") is None
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        ((), "there is no data folder .*PADIM_DATA.*ROOT/CATEGORY/train/good.*mvtec.com"),
-        (("other",), "no category under .*ROOT/CATEGORY/train/good"),
-        (("cap/train/good",), "'bottle' has no folder .*categories there: cap"),
-        (("bottle/train/good",), r"no images in .*good \(.*\.png"),
-    ],
-    ids=["no root", "no category", "another category", "empty"],
-)
-def test_what_is_missing_is_named_with_the_layout_that_is_expected(tmp_path, make, message):
-    for name in make:
-        (tmp_path / "root" / name).mkdir(parents=True)
-    with pytest.raises(PadimError, match=message):
-        train_items(tmp_path / "root", "bottle")
+# Which files are images
 
 
 def test_inputs_are_collected_once_and_named_apart(tmp_path):
@@ -245,7 +198,7 @@ def test_what_the_model_sees_of_an_image():
 
 
 def test_samples_come_in_order_with_masks(data_root):
-    items = test_items(data_root, "texture")
+    items = find_category(data_root, "texture").test
     transform = Transform((64,), (48, 48), "lanczos", "nearest")
     loader = ImageLoader(items, transform, workers=3)
     samples = list(loader)
@@ -264,18 +217,19 @@ def test_samples_come_in_order_with_masks(data_root):
 
 @pytest.fixture
 def broken(tmp_path, photo):
-    """Items of which one image is damaged, one mask missing, one damaged and one of another shape."""
+    """Items of which one image is damaged, two masks missing, one damaged and one of another shape."""
     good = saved(photo, tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"bad")
     narrow = saved(Image.new("L", (20, 90)), tmp_path / "narrow.png")
     smaller = saved(Image.new("L", (41, 30), 255), tmp_path / "smaller.png")
     return [
         Item(tmp_path / "bad.png", "good"),
-        Item(good, "hole", None),
+        Item(good, "hole", tmp_path / "hole_mask.png"),
         Item(good, "hole", tmp_path / "bad.png"),
         Item(good, "hole", narrow),
         Item(good, "hole", smaller),
         Item(good),
+        Item(good, "hole"),
     ]
 
 
@@ -283,14 +237,14 @@ def test_what_cannot_be_used_is_named_and_counted_and_costs_nothing_else(broken,
     loader = ImageLoader(broken, Transform.of(Config()), workers=2)
     samples = list(loader)
     assert [sample.item for sample in samples] == broken[1:]
-    assert (loader.skipped, loader.unmasked) == (1, 3)
-    assert [sample.mask is None for sample in samples] == [True, True, True, False, True]
+    assert (loader.skipped, loader.unmasked) == (1, 4)
+    assert [sample.mask is None for sample in samples] == [True, True, True, False, True, True]
     assert samples[3].mask.all()
-    for text in ("bad.png", "no mask for", "narrow.png is 20 x 90"):
+    for text in ("bad.png", "hole_mask.png: ", "narrow.png is 20 x 90"):
         assert text in caplog.text
 
 
-@pytest.mark.parametrize(("number", "message"), [(0, "bad.png"), (1, "no mask for"), (3, "narrow.png")])
+@pytest.mark.parametrize(("number", "message"), [(0, "bad.png"), (1, "hole_mask.png: "), (3, "narrow.png")])
 def test_strict_stops_at_the_first_problem(broken, number, message):
     loader = ImageLoader(broken[number:], Transform.of(Config()), workers=2, strict=True)
     with pytest.raises(ImageError, match=message):
@@ -298,7 +252,9 @@ def test_strict_stops_at_the_first_problem(broken, number, message):
 
 
 def test_a_loader_that_is_left_early_stops_reading(data_root):
-    loader = ImageLoader(train_items(data_root, "texture"), Transform((64,), (64, 64), "nearest", "nearest"), workers=2)
+    loader = ImageLoader(
+        find_category(data_root, "texture").train, Transform((64,), (64, 64), "nearest", "nearest"), workers=2
+    )
     before = threading.active_count()
     iterator = iter(loader)
     next(iterator)

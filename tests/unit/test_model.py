@@ -198,7 +198,7 @@ def test_the_file_is_as_documented(model_file):
         expected |= {f"factor.{i}.{j}": (cells[i], d[i], d[j]) for j in range(i + 1)}
     assert ours == expected
     header = json.loads(metadata["padim"])
-    assert header["version"] == 1
+    assert header["version"] == 2
     assert Config.from_dict(header["config"]) == SMALL
     assert header["about"]["images"] == 12
 
@@ -226,7 +226,7 @@ def rewritten(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t, h: h.update(version=2), "has format version 2, this program reads version 1"),
+        (lambda t, h: h.update(version=3), "has format version 3, this program reads version 2"),
         (lambda t, h: h.update(config=3), "metadata can't be understood"),
         (lambda t, h: h.update(config={"sed": 1}), "'sed' is not a field"),
         (

@@ -1,0 +1,125 @@
+"""Whether a copy of a data set is whole: every file is read, and MVTec AD's counts are compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from padim.data.images import read_image, read_mask
+from padim.data.items import GOOD, Category, Item, images_below
+from padim.errors import ImageError
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a category's folder has.
+
+    Attributes:
+        category: its name.
+        train: how many training images.
+        test: how many test images of each defect type, `good` being the normal ones.
+        masks: how many masks of each defect type.
+        sizes: how many images of each size, as `width x height`.
+        problems: one line for each thing that is wrong; none if the copy is whole.
+    """
+
+    category: str
+    train: int
+    test: dict[str, int]
+    masks: dict[str, int]
+    sizes: dict[str, int]
+    problems: list[str]
+
+
+class ItemResult(NamedTuple):
+    """The size of an image, unless it can't be read, and what is wrong with it and its mask."""
+
+    size: str | None
+    problems: list[str]
+
+
+@cache
+def published() -> dict[str, Any]:
+    """The categories of MVTec AD and what each has, see `mvtec.toml`."""
+    return tomllib.loads(Path(__file__).with_name("mvtec.toml").read_text(encoding="utf-8"))
+
+
+def check_category(root: Path, category: Category, results: Iterable[ItemResult]) -> Report:
+    """The report of a category under a data root, from what `check_items` found."""
+    problems: list[str] = []
+    sizes: Counter[str] = Counter()
+    for result in results:
+        problems += result.problems
+        sizes.update([result.size] if result.size else [])
+    problems += _masks_without_image(root / category.name / "ground_truth", category)
+    return _with_differences(
+        Report(
+            category.name,
+            len(category.train),
+            dict(Counter(str(item.defect) for item in category.test)),
+            dict(Counter(str(item.defect) for item in category.test if item.mask and item.mask.is_file())),
+            dict(sizes),
+            problems,
+        )
+    )
+
+
+def check_items(category: Category, workers: int) -> Iterator[ItemResult]:
+    """Read every image and mask of a category, in several threads; results come in the items' order."""
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(_check_item, [*category.train, *category.test])
+
+
+def _check_item(item: Item) -> ItemResult:
+    try:
+        image = read_image(item.path)
+    except ImageError as error:
+        return ItemResult(None, [str(error)])
+    problems = []
+    if item.mask:
+        try:
+            mask = read_mask(item.mask)
+            if mask.size != image.size:
+                problems.append(f"{item.mask}: {mask.size[0]} x {mask.size[1]} pixels, another size than its image")
+            elif not mask.getbbox():
+                problems.append(f"{item.mask}: marks nothing")
+        except ImageError as error:
+            problems.append(str(error))
+    elif item.anomalous:
+        problems.append(f"{item.path}: no mask")
+    return ItemResult(f"{image.width} x {image.height}", problems)
+
+
+def _masks_without_image(folder: Path, category: Category) -> list[str]:
+    used = {item.mask for item in category.test}
+    return [f"{path}: a mask without an image" for path in images_below(folder) if path.absolute() not in used]
+
+
+def _with_differences(report: Report) -> Report:
+    """The report, with where a category of MVTec AD differs from what was published."""
+    truth = published().get(report.category)
+    if truth is None:
+        return report
+    side = f"{truth['side']} x {truth['side']}"
+    defects = set(truth["defects"]) | (set(report.test) - {GOOD})
+    counts = [
+        ("training images", report.train, truth["train"]),
+        ("normal test images", report.test.get(GOOD, 0), truth["good"]),
+        *(
+            (f"test images of {name}", report.test.get(name, 0), truth["defects"].get(name, 0))
+            for name in sorted(defects)
+        ),
+        *((f"masks of {name}", report.masks.get(name, 0), truth["defects"].get(name, 0)) for name in sorted(defects)),
+        (f"images of {side} pixels", report.sizes.get(side, 0), sum(report.sizes.values())),
+    ]
+    different = [
+        f"{report.category}: {found} {what}, expected {wanted}" for what, found, wanted in counts if found != wanted
+    ]
+    return dataclasses.replace(report, problems=report.problems + different)

@@ -1,0 +1,174 @@
+"""Which images a category has, in the layouts that data sets come in.
+
+MVTec AD        ROOT/CATEGORY/train/good/000.png
+                ROOT/CATEGORY/test/good/000.png, ROOT/CATEGORY/test/DEFECT/000.png
+                ROOT/CATEGORY/ground_truth/DEFECT/000_mask.png
+BTAD            the same with `ok` for `good` and masks named as their images
+MVTec 3D-AD     images in ROOT/CATEGORY/test/DEFECT/rgb, masks in ROOT/CATEGORY/test/DEFECT/gt
+VisA            what ROOT/split_csv/1cls.csv lists
+plain folders   whatever the user names
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from padim.data.items import GOOD, SUFFIXES, Category, Item, image_with_stem, images_below, images_in
+from padim.errors import PadimError
+
+# The folders of normal images: MVTec's name, and BTAD's.
+_NORMAL = (GOOD, "ok")
+
+_VISA = Path("split_csv", "1cls.csv")
+
+EXPECTED = (
+    "expected ROOT/CATEGORY/train/good/*.png, ROOT/CATEGORY/test/good/*.png, ROOT/CATEGORY/test/DEFECT/*.png"
+    " and ROOT/CATEGORY/ground_truth/DEFECT/*_mask.png, as MVTec AD has them"
+    " (https://www.mvtec.com/company/research/datasets/mvtec-ad), or the layout of BTAD, MVTec 3D-AD or VisA;"
+    " for images in folders of your own use --normal DIR"
+)
+
+
+def categories(root: Path) -> list[str]:
+    """The categories under a data root that have training images, sorted.
+
+    Raises:
+        PadimError: there is no such folder, or no category in it.
+    """
+    if not root.is_dir():
+        raise PadimError(f"there is no data folder {root}: pass --data ROOT or set PADIM_DATA; {EXPECTED}")
+    if (root / _VISA).is_file():
+        found = {row["object"] for row in _visa_rows(root)}
+    else:
+        found = {path.parents[1].name for good in _NORMAL for path in root.glob(f"*/train/{good}") if path.is_dir()}
+    if not found:
+        raise PadimError(f"no category under {root}: {EXPECTED}")
+    return sorted(found)
+
+
+def find_category(root: Path, name: str) -> Category:
+    """A category of a data root, in whichever of the layouts it has.
+
+    Raises:
+        PadimError: it isn't there, or has no images.
+    """
+    if Path(name).name != name:
+        raise PadimError(f"category {name!r} is not the name of a folder in {root}: pass its folder with --data")
+    if (root / _VISA).is_file():
+        category = _visa_category(root, name)
+    else:
+        train, test = (_labelled(root / name / split) for split in ("train", "test"))
+        category = Category(name, [item for item in train if not item.anomalous], test)
+    if not category.train and not category.test:
+        raise PadimError(
+            f"no category {name!r} with images in {root} (there: {', '.join(categories(root))}); {EXPECTED}"
+        )
+    return category
+
+
+def plain_category(
+    name: str,
+    normal: Path | None = None,
+    test: Path | None = None,
+    defect: Path | None = None,
+    masks: Path | None = None,
+) -> Category:
+    """A category from folders of any names, searched recursively.
+
+    Args:
+        name: what to call it.
+        normal: images to learn from.
+        test: images to test on: normal ones, or, where it has a folder `good`, a folder a defect type.
+        defect: defective images to test on; folders in it are defect types.
+        masks: ground truth of the defective images, named as they are, or with `_mask` behind that.
+
+    Raises:
+        PadimError: a folder isn't there, or has no images.
+    """
+    train = [Item(path, GOOD) for path in _found_below(normal)] if normal else []
+    tests: list[Item] = []
+    if test and any((test / good).is_dir() for good in _NORMAL):
+        tests += [_with_mask(item, test, masks) for item in _labelled(test)]
+    elif test:
+        tests += [Item(path, GOOD) for path in _found_below(test)]
+    if defect:
+        for path in _found_below(defect):
+            inside = path.relative_to(defect).parts[:-1]
+            tests.append(_with_mask(Item(path, inside[0] if inside else "defect"), defect, masks))
+    return Category(name, train, tests)
+
+
+def find_mask(path: Path) -> Path | None:
+    """The mask of a test image, matched by name: `test/DEFECT/000.png` -> `ground_truth/DEFECT/000_mask.png`."""
+    folder = _mask_folder(path.absolute())
+    return image_with_stem(folder, f"{path.stem}_mask", path.stem) if folder else None
+
+
+def _mask_folder(path: Path) -> Path | None:
+    if path.parent.name == "rgb":  # MVTec 3D-AD
+        return path.parents[1] / "gt"
+    return path.parents[2] / "ground_truth" / path.parent.name if len(path.parents) > 2 else None
+
+
+def _labelled(folder: Path) -> list[Item]:
+    """The images in the folders of a folder, which are called by their defect types; none if it isn't there.
+
+    A defective image without a mask gets the name that its mask should have, so that its absence
+    is noticed where masks are read, unless there is no ground truth at all.
+    """
+    if not folder.is_dir():
+        return []
+    items = []
+    for kind in sorted(path for path in folder.iterdir() if path.is_dir()):
+        images = images_in(kind / "rgb" if (kind / "rgb").is_dir() else kind)
+        if kind.name in _NORMAL:
+            items += [Item(path, GOOD) for path in images]
+        else:
+            items += [Item(path, kind.name, find_mask(path) or _missing_mask(path)) for path in images]
+    return items
+
+
+def _missing_mask(path: Path) -> Path | None:
+    folder = _mask_folder(path.absolute())
+    return folder / f"{path.stem}_mask.png" if folder and folder.parent.is_dir() else None
+
+
+def _with_mask(item: Item, folder: Path, masks: Path | None) -> Item:
+    """An item of plain folders with its mask, which lies below `masks` as the image does below `folder`."""
+    if masks is None or not item.anomalous:
+        return Item(item.path, item.defect)
+    place = masks / item.path.relative_to(folder).parent
+    stem = item.path.stem
+    mask = image_with_stem(place, stem, f"{stem}_mask") or image_with_stem(masks, stem, f"{stem}_mask")
+    return Item(item.path, item.defect, mask or place / f"{stem}.png")
+
+
+def _found_below(folder: Path) -> list[Path]:
+    images = list(images_below(folder))
+    if not images:
+        raise PadimError(f"no images in the folder {folder} ({', '.join(sorted(SUFFIXES))})")
+    return images
+
+
+def _visa_category(root: Path, name: str) -> Category:
+    splits: dict[str, list[Item]] = {"train": [], "test": []}
+    for row in _visa_rows(root):
+        if row["object"] == name and row["split"] in splits:
+            defect = GOOD if row["label"] == "normal" else row["label"]
+            mask = root / row["mask"] if row["mask"] else None
+            splits[row["split"]].append(Item(root / row["image"], defect, mask))
+    return Category(name, *(sorted(items, key=lambda item: (item.defect, item.path)) for items in splits.values()))
+
+
+def _visa_rows(root: Path) -> list[dict[str, str]]:
+    path = root / _VISA
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, restval=""))
+    except (OSError, ValueError, csv.Error) as error:
+        raise PadimError(f"can't read {path}: {error}") from error
+    columns = {"object", "split", "label", "image", "mask"}
+    if not rows or not columns <= rows[0].keys():
+        raise PadimError(f"{path} is not VisA's list of images: it lacks rows, or columns {', '.join(sorted(columns))}")
+    return rows

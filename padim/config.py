@@ -45,6 +45,7 @@ class Config:
     crop: tuple[int, ...] = _option((224,), "centre crop: a side, or height and width; nothing for none")
     interpolation: str = _option("lanczos", "how images are resized", INTERPOLATIONS)
     mask_interpolation: str = _option("nearest", "how masks are resized", INTERPOLATIONS)
+    rotation: float = _option(0.0, "turn every image by up to so many degrees and crop it anywhere; 0 for neither")
     epsilon: float = _option(0.01, "added to the diagonal of every covariance")
     upsampling: str = _option("bilinear", "how maps grow to the image size", UPSAMPLINGS)
     sigma: float = _option(4.0, "Gaussian smoothing of the maps, in pixels; 0 for none")
@@ -68,6 +69,7 @@ class Config:
             "channels": self.channels >= 0,
             "resize": len(self.resize) in (1, 2) and min(self.resize) > 0 and max(self.resize) <= MAX_SIDE,
             "crop": len(self.crop) in (0, 1, 2) and min(self.crop, default=1) > 0,
+            "rotation": 0 <= self.rotation <= 180,
             "epsilon": self.epsilon >= 0,
             "sigma": self.sigma >= 0,
             "batch_size": self.batch_size > 0,

@@ -77,14 +77,14 @@ class Pyramid:
         order = [axis for k in range(depth) for axis in (2 + k, 2 + depth + k)]
         return blocks.permute(*order, 1, 0).reshape(math.prod(self.grids[level]), d, n).contiguous()
 
-    def to_map(self, values: Tensor) -> Tensor:
-        """Values `[cells, n]` of the finest level -> maps `[n, h, w]`."""
-        rows, columns = self._splits(len(self.grids) - 1)
+    def to_map(self, values: Tensor, level: int = -1) -> Tensor:
+        """Values `[cells, n]` of one level, by default the finest -> maps `[n, h, w]`."""
+        rows, columns = self._splits(level % len(self.grids))
         depth = len(rows)
         sizes = [size for pair in zip(rows, columns, strict=True) for size in pair]
         blocks = values.T.reshape(-1, *sizes)  # [n, r_0, c_0, r_1, c_1, ..]
         order = [1 + 2 * k for k in range(depth)] + [2 + 2 * k for k in range(depth)]
-        return blocks.permute(0, *order).reshape(-1, *self.grids[-1])
+        return blocks.permute(0, *order).reshape(-1, *self.grids[level])
 
     def _splits(self, level: int) -> tuple[list[int], list[int]]:
         """How a level's rows and columns divide: coarsest grid first, then the steps down to the level."""

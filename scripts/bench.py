@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 SCRIPTS = Path(__file__).parent
-COMMANDS = ("train", "eval", "predict", "synth")
+COMMANDS = ("train", "eval", "predict", "synth", "data", "reproduce")
 IMPORTS = "import resource, torch, torchvision; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
 
 

@@ -133,6 +133,13 @@ def add_output_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_report_option(parser: argparse.ArgumentParser) -> None:
+    """`--report`."""
+    parser.add_argument(
+        "--report", action="store_true", help="write an HTML page with curves and every image beside the evaluation"
+    )
+
+
 def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """What changes the speed, and neither model nor figures."""
     parser.add_argument(
@@ -149,8 +156,8 @@ def add_workers_option(parser: argparse.ArgumentParser) -> None:
     """`--workers N`."""
     parser.add_argument(
         "--workers",
-        type=_positive,
-        default=min(8, _cores()),
+        type=positive,
+        default=min(8, cores()),
         metavar="N",
         help="threads that read images (default: one a core, at most 8)",
     )
@@ -164,7 +171,7 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=PRECISIONS, help="arithmetic of the backbone (default: as the model was trained)"
     )
-    parser.add_argument("--batch-size", type=_positive, metavar="N", help="images at a time (default: as trained)")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="images at a time (default: as trained)")
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -215,7 +222,7 @@ def pick_device(name: str) -> str:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if find_device(name).type == "cpu":
-        torch.set_num_threads(max(1, _cores() // 2))
+        torch.set_num_threads(max(1, cores() // 2))
     return name
 
 
@@ -277,12 +284,12 @@ def finite(text: str) -> float:
     return number
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return number
 
 
-def _cores() -> int:
+def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

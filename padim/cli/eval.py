@@ -17,6 +17,7 @@ from padim.cli.common import (
     add_folder_options,
     add_machine_options,
     add_output_option,
+    add_report_option,
     add_scoring_options,
     aligned,
     category_from,
@@ -67,6 +68,7 @@ def parser() -> Parser:
     add_output_option(result)
     add_scoring_options(result)
     add_machine_options(result)
+    add_report_option(result)
     result.add_argument("--json", action="store_true", help="print one JSON object a category instead of the table")
     return result
 
@@ -126,17 +128,17 @@ def read_test_images(category: Category, config: Config, options: argparse.Names
 
 
 def evaluate_category(model: Padim, category: str, loader: ImageLoader, options: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate a model on its category, write `eval.json` beside its file, and return the figures."""
-    from padim.data.items import GOOD
+    """Evaluate a model on its category; writes `eval.json`, and a report if asked for, and returns the figures."""
     from padim.evaluate import evaluate_model
 
     start = time.perf_counter()
     batch_size = options.batch_size or model.config.batch_size
-    metrics, images = evaluate_model(model, progress(loader, len(loader), category), batch_size)
+    samples = progress(loader, len(loader), category)
+    metrics, images = evaluate_model(model, samples, batch_size, keep_images=options.report)
     figures = {
         "category": category,
         "images": len(images),
-        "defective": sum(image.defect != GOOD for image in images),
+        "defective": sum(image.item.anomalous for image in images),
         "skipped": loader.skipped,
         "unmasked": loader.unmasked,
         **dataclasses.asdict(metrics),
@@ -147,8 +149,15 @@ def evaluate_category(model: Padim, category: str, loader: ImageLoader, options:
         log.warning(
             "%s: %d defective images have no mask; the pixel figures are without them", category, loader.unmasked
         )
-    scores = [dataclasses.asdict(image) for image in images]
-    write_json(options.output / category / "eval.json", figures | {"config": model.config.to_dict(), "scores": scores})
+    folder = options.output / category
+    scores = [{"path": str(image.item.path), "defect": image.item.defect, "score": image.score} for image in images]
+    write_json(folder / "eval.json", figures | {"config": model.config.to_dict(), "scores": scores})
+    if options.report:
+        from padim.report.colours import ColourScale
+        from padim.report.page import write_report
+
+        page = write_report(folder, category, metrics, images, ColourScale.of_model(model.about.normal_distance))
+        print(f"report: {page}", file=sys.stderr)
     return figures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from padim.report.colours import ColourScale
 
 log = logging.getLogger(__name__)
-
-# In multiples of the mean distance of normal images, where that is largest.
-_NORMAL_SELDOM_REACHES = 3
 
 
 def parser() -> Parser:
@@ -92,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device=pick_device(options.device),
         precision=options.precision,
     )
-    transform = Transform.of(model.config)
+    transform = Transform.of(dataclasses.replace(model.config, rotation=0.0))
     loader = ImageLoader(items, transform, workers=options.workers, strict=options.strict, keep_originals=True)
     scale = _colour_scale(options, model.about.normal_distance)
     samples = progress(loader, len(items), "predict")
@@ -118,8 +116,7 @@ def _colour_scale(options: argparse.Namespace, normal_distance: float) -> Colour
 
     if options.range:
         return ColourScale(*options.range)
-    high = 2 * options.threshold if options.threshold else _NORMAL_SELDOM_REACHES * normal_distance
-    return ColourScale(0, high)
+    return ColourScale(0, 2 * options.threshold) if options.threshold else ColourScale.of_model(normal_distance)
 
 
 def _write_pictures(

@@ -18,6 +18,7 @@ from padim.cli.common import (
     add_folder_options,
     add_machine_options,
     add_output_option,
+    add_report_option,
     category_from,
     command,
     config_from,
@@ -66,6 +67,7 @@ def parser() -> Parser:
     )
     add_machine_options(result)
     result.add_argument("--eval", action="store_true", help="evaluate each model as padim-eval does, in the same run")
+    add_report_option(result)
     result.add_argument("--json", action="store_true", help="print the summary as JSON, one object a category")
     result.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     add_config_options(result)

@@ -121,24 +121,25 @@ class ImageLoader:
     def _read(self, item: Item) -> tuple[Sample, ImageError | None]:
         """A sample, and what is wrong with its mask."""
         image = read_image(item.path)
-        pixels = torch.from_numpy(np.array(self.transform.image(image))).permute(2, 0, 1)
+        transform = self.transform.posed(item.path)
+        pixels = torch.from_numpy(np.array(transform.image(image))).permute(2, 0, 1)
         mask, problem = None, None
         try:
-            mask = self._mask(item, image)
+            mask = self._mask(item, image, transform)
         except ImageError as error:
             problem = error
         return Sample(item, pixels, mask, image if self.keep_originals else None), problem
 
-    def _mask(self, item: Item, image: Image.Image) -> NDArray[np.bool_] | None:
+    def _mask(self, item: Item, image: Image.Image, transform: Transform) -> NDArray[np.bool_] | None:
         """Where the item is defective, as the backbone sees it."""
         if item.mask is None:
-            return np.zeros(self.transform.size, dtype=bool) if item.defect == GOOD else None
+            return np.zeros(transform.size, dtype=bool) if item.defect == GOOD else None
         mask = read_mask(item.mask)
         if abs(mask.width * image.height - mask.height * image.width) > max(mask.size + image.size):
             raise ImageError(
                 f"the mask {item.mask} is {mask.width} x {mask.height} pixels, another shape than its image"
             )
-        return np.asarray(self.transform.mask(mask)) > 0
+        return np.asarray(transform.mask(mask)) > 0
 
     def _result(self, future: Future[tuple[Sample, ImageError | None]]) -> Sample | None:
         try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from padim.config import Config
@@ -25,28 +29,49 @@ class Transform:
 
     Attributes:
         resize: the shorter side, or height and width, in pixels.
-        size: height and width of the result, the centre of the resized image.
+        size: height and width of the result.
         interpolation: how images are resized.
         mask_interpolation: how masks are resized.
+        rotation: by how many degrees images are turned at most, and then cropped anywhere; see `posed`.
+        seed: of these poses.
+        angle: by how many degrees images are turned after resizing.
+        place: where the result lies in the resized image, from left to right and top to bottom, 0.5 the centre.
     """
 
     resize: tuple[int, ...]
     size: tuple[int, int]
     interpolation: str
     mask_interpolation: str
+    rotation: float = 0.0
+    seed: int = 0
+    angle: float = 0.0
+    place: tuple[float, float] = (0.5, 0.5)
 
     @classmethod
     def of(cls, config: Config) -> Transform:
         """The transform that a configuration asks for."""
-        return cls(config.resize, config.image_size, config.interpolation, config.mask_interpolation)
+        interpolations = config.interpolation, config.mask_interpolation
+        return cls(config.resize, config.image_size, *interpolations, config.rotation, config.seed)
+
+    def posed(self, path: Path) -> Transform:
+        """The transform of one image: this one, unless images are turned and cropped at random.
+
+        That is the non-aligned protocol of Defard et al. 2020. The pose depends on the seed and on
+        the last three parts of the path, so that a mask gets that of its image, in every run.
+        """
+        if self.rotation == 0:
+            return self
+        name = "/".join(path.parts[-3:])
+        angle, x, y = np.random.default_rng([self.seed, zlib.crc32(name.encode())]).random(3)
+        return dataclasses.replace(self, angle=(2 * angle - 1) * self.rotation, place=(x, y))
 
     def image(self, image: Image.Image) -> Image.Image:
         """The image as the backbone sees it."""
-        return self._apply(image, self.interpolation)
+        return self._apply(image, self.interpolation, Image.Resampling.BILINEAR)
 
     def mask(self, mask: Image.Image) -> Image.Image:
         """The mask of that image, pixel for pixel."""
-        return self._apply(mask, self.mask_interpolation)
+        return self._apply(mask, self.mask_interpolation, Image.Resampling.NEAREST)
 
     def seen(self, width: int, height: int) -> Box:
         """The part of an image of that size that survives the crop, in its own pixels."""
@@ -57,8 +82,10 @@ class Transform:
         left, top = min(left, width - 1), min(top, height - 1)
         return Box(left, top, max(right, left + 1), max(bottom, top + 1))  # never empty
 
-    def _apply(self, image: Image.Image, interpolation: str) -> Image.Image:
+    def _apply(self, image: Image.Image, interpolation: str, turning: Image.Resampling) -> Image.Image:
         resized = image.resize(self._resized(*image.size), Image.Resampling[interpolation.upper()])
+        if self.angle:
+            resized = resized.rotate(self.angle, turning)
         return resized.crop(self._crop(*resized.size))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
@@ -71,5 +98,5 @@ class Transform:
         return int(shorter * width / height), shorter
 
     def _crop(self, width: int, height: int) -> Box:
-        left, top = round((width - self.size[1]) / 2), round((height - self.size[0]) / 2)
+        left, top = round((width - self.size[1]) * self.place[0]), round((height - self.size[0]) * self.place[1])
         return Box(left, top, left + self.size[1], top + self.size[0])

@@ -18,6 +18,11 @@ class ColourScale:
     low: float
     high: float
 
+    @classmethod
+    def of_model(cls, normal_distance: float) -> ColourScale:
+        """The scale of a model, whose fresh normal images have about a distance where they deviate most."""
+        return cls(0, 3 * normal_distance)  # which they seldom reach
+
     def colours(self, values: NDArray[np.floating]) -> NDArray[np.uint8]:
         """RGB `[..., 3]` of distances `[...]`."""
         table = (matplotlib.colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)

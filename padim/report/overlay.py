@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import scipy.ndimage
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -42,6 +43,16 @@ def save_overlay(
     """Write `overlay` as a PNG."""
     with atomic_write(path) as temporary:
         overlay(image, anomaly_map, seen, scale).save(temporary, format="PNG", compress_level=1)
+
+
+def outline(image: Image.Image, truth: NDArray[np.bool_] | None, predicted: NDArray[np.bool_] | None) -> Image.Image:
+    """The image with the borders of two masks `[h, w]`: ground truth white, prediction cyan."""
+    pixels = np.array(image)
+    for mask, colour in ((truth, (255, 255, 255)), (predicted, (0, 255, 255))):
+        if mask is not None:
+            border = scipy.ndimage.binary_dilation(mask) & ~scipy.ndimage.binary_erosion(mask, border_value=1)
+            pixels[border] = colour
+    return Image.fromarray(pixels)
 
 
 def _draw_colour_bar(image: Image.Image, scale: ColourScale) -> None:

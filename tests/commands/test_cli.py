@@ -20,7 +20,7 @@ from padim import Config, Padim
 from padim.data.layouts import find_category
 
 PROTOCOL = ("--resize", 64, "--crop", 64, "--channels", 20, "--batch-size", 4)
-COMMANDS = ("train", "eval", "predict", "synth")
+COMMANDS = ("train", "eval", "predict", "synth", "data", "reproduce")
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +76,7 @@ def test_one_category_that_fails_costs_the_others_nothing(run, data_root, weight
     result = run("train", "--category", "nothing", "object", *arguments)
     assert result.code == 2
     assert json.loads(result.out)["category"] == "object"
-    assert result.err.startswith("ERROR: nothing: category 'nothing' has no folder")
+    assert result.err.startswith("ERROR: nothing: no category 'nothing' with images")
     assert result.err.count("\n") == 1
 
 

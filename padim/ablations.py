@@ -1,0 +1,154 @@
+"""The variants that the paper compares PaDiM with: maps of single levels added up, and PCA for the random channels.
+
+Both fit and score as `Padim` does, in one pass over the images, and have no model file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from padim.backbones import StateDict
+from padim.config import Config
+from padim.device import full_float32
+from padim.errors import PadimError
+from padim.gaussian import Gaussian, Moments, gather
+from padim.model import Padim, Scores
+from padim.scoring import AnomalyMap, image_scores
+
+
+class SumOfMaps:
+    """One PaDiM a level, with all channels of it; their anomaly maps are added (Defard et al. 2020, table I)."""
+
+    def __init__(self, config: Config, *, weights: Path | str | StateDict | None = None, device: str = "cpu") -> None:
+        """As `Padim`; the configuration's channels are not drawn from."""
+        self.config = config
+        self.base = Padim(dataclasses.replace(config, channels=0), weights=weights, device=device)
+        self.device = self.base.device
+        self.anomaly_maps = [
+            AnomalyMap(grid, config.image_size, config.upsampling, config.sigma).to(self.device)
+            for grid in self.base.pyramid.grids
+        ]
+        self.gaussians: list[Gaussian] = []
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Tensor]) -> Self:
+        """As `Padim.fit`."""
+        with full_float32(self.device):
+            moments: list[Moments] = []
+            for features in gather(map(self.base.features, batches)):
+                moments = moments or [Moments.about([level]) for level in features]
+                for part, level in zip(moments, features, strict=True):
+                    part.update([level])
+            if not moments:
+                raise PadimError("a Gaussian needs at least two training images, there is none")
+            self.gaussians = [Gaussian.fit(part, self.config.epsilon) for part in moments]
+        return self
+
+    @torch.no_grad()
+    def score(self, images: Tensor) -> Scores:
+        """As `Padim.score`."""
+        with full_float32(self.device):
+            maps = torch.zeros(len(images), *self.config.image_size, device=self.device)
+            for level, features in enumerate(self.base.features(images)):
+                distances = self.gaussians[level].squared_distances([features]).sqrt()
+                maps += self.anomaly_maps[level](self.base.pyramid.to_map(distances, level))
+        return Scores(image_scores(maps), maps)
+
+
+class PcaPadim:
+    """PaDiM on the first principal axes of all embeddings instead of random channels (Defard et al. 2020, table II).
+
+    The axes mix the levels, so nothing is shared between positions any more: `channels` squared
+    floats for each of them, and while fitting the moments of all channels.
+    """
+
+    def __init__(self, config: Config, *, weights: Path | str | StateDict | None = None, device: str = "cpu") -> None:
+        """As `Padim`; the configuration's channels are the number of axes."""
+        self.config = config
+        self.base = Padim(dataclasses.replace(config, channels=0), weights=weights, device=device)
+        self.device = self.base.device
+        self.axes: list[Tensor] = []
+        self.gaussian: Gaussian | None = None
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Tensor]) -> Self:
+        """As `Padim.fit`."""
+        with full_float32(self.device):
+            moments: Moments | None = None
+            for features in gather(map(self.base.features, batches)):
+                moments = moments or Moments.about(features)
+                moments.update(features)
+            if moments is None:
+                raise PadimError("a Gaussian needs at least two training images, there is none")
+            self.axes = principal_axes(moments, self.config.channels)
+            self.gaussian = Gaussian.fit(_projected_moments(moments, self.axes), self.config.epsilon)
+        return self
+
+    @torch.no_grad()
+    def score(self, images: Tensor) -> Scores:
+        """As `Padim.score`."""
+        if self.gaussian is None:
+            raise PadimError("the model isn't fitted: call fit")
+        with full_float32(self.device):
+            squared = self.gaussian.squared_distances([project(self.base.features(images), self.axes)])
+            maps = self.base.anomaly_map(self.base.pyramid.to_map(squared.sqrt()))
+        return Scores(image_scores(maps), maps)
+
+
+def principal_axes(moments: Moments, count: int) -> list[Tensor]:
+    """The first principal axes of the embeddings at all positions of all images: `[d_i, count]` a level, float32.
+
+    They need no pass over the images of their own: the covariance of all embeddings is the mean over
+    the positions of the moments about each position's mean, plus the covariance of these means.
+    """
+    n = moments.count
+    drift = [total.double() / n for total in moments.total]
+    means = [shift.double() + d for shift, d in zip(moments.shift, drift, strict=True)]
+    centred = [mean - mean.mean(dim=0) for mean in means]  # every cell of a level holds equally many positions
+    rows = []
+    for i, row in enumerate(moments.second):
+        blocks = []
+        for j, block in enumerate(row):
+            inside = len(block) // len(means[j])
+            products = centred[i] @ _spread(centred[j], inside).mT - drift[i] @ _spread(drift[j], inside).mT
+            blocks.append(block.double().mean(dim=0) / n + products.mean(dim=0))
+        missing = sum(level.shape[1] for level in means) - sum(block.shape[1] for block in blocks)
+        rows.append(torch.cat([*blocks, blocks[0].new_zeros(len(blocks[0]), missing)], dim=1))
+    lower = torch.cat(rows)
+    _, axes = torch.linalg.eigh(lower)  # reads the lower triangle alone; smallest eigenvalue first
+    widths = [level.shape[1] for level in means]
+    return list(axes.flip(1)[:, :count].float().split(widths))
+
+
+def project(features: Sequence[Tensor], axes: Sequence[Tensor]) -> Tensor:
+    """Embeddings on axes `[d_i, k]`: levels of `[cells_i, d_i, n]`, coarse to fine -> `[cells, k, n]`, the finest."""
+    total: Tensor | None = None
+    for level, part in zip(features, axes, strict=True):
+        own = part.mT @ level
+        total = own if total is None else own + _spread(total, len(own) // len(total))
+    assert total is not None
+    return total
+
+
+def _projected_moments(moments: Moments, axes: Sequence[Tensor]) -> Moments:
+    """The moments that the projected features would have had."""
+    second: Tensor | None = None
+    for i, row in enumerate(moments.second):
+        own = axes[i].mT @ row[i] @ axes[i]
+        for j, block in enumerate(row[:i]):
+            cross = axes[i].mT @ block @ axes[j]
+            own += cross + cross.mT
+        second = own if second is None else own + _spread(second, len(own) // len(second))
+    assert second is not None
+    return Moments(moments.count, [project(moments.shift, axes)], [project(moments.total, axes)], [[second]])
+
+
+def _spread(coarse: Tensor, inside: int) -> Tensor:
+    """A level on a finer grid, each cell repeated for the `inside` cells in it."""
+    return coarse.repeat_interleave(inside, dim=0)

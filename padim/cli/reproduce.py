@@ -1,0 +1,257 @@
+"""padim-reproduce: many presets on many categories, in tables beside the published figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from padim.cli.common import (
+    USER_ERROR,
+    Parser,
+    add_data_option,
+    aligned,
+    command,
+    cores,
+    pick_device,
+    positive,
+)
+from padim.config import BACKBONES
+from padim.errors import PadimError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from padim.reproduce import Experiment, Row, Run
+
+log = logging.getLogger(__name__)
+
+# A process that fits ResNet18, libraries included, and what wider backbones need beyond that.
+_BYTES_A_JOB = 1.2e9
+
+
+def parser() -> Parser:
+    """The command's options."""
+    result = Parser(
+        prog="padim-reproduce",
+        description="Fit and evaluate many configurations on many categories, and print tables like the paper's"
+        " beside the published figures. What an earlier call has done is not done again.",
+    )
+    result.add_argument("--preset", nargs="+", default=[], metavar="NAME", help="presets (default: pytorch-r18)")
+    result.add_argument(
+        "--ablation", nargs="+", default=[], metavar="NAME", help="comparisons of the paper, or all; see the README"
+    )
+    result.add_argument(
+        "--category", nargs="+", default=["all"], metavar="NAME", help="categories (default: all of MVTec AD)"
+    )
+    add_data_option(result)
+    result.add_argument(
+        "--output", type=Path, default=Path("results"), metavar="DIR", help="folder of the results (default: results)"
+    )
+    result.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="[BACKBONE=]FILE",
+        help="weights, one file a backbone, as in resnet18=FILE (default: download)",
+    )
+    result.add_argument("--seeds", type=positive, default=1, metavar="N", help="repeat every random draw N times")
+    result.add_argument(
+        "--jobs", type=positive, metavar="N", help="processes (default: as many as memory and cores, or GPUs, allow)"
+    )
+    result.add_argument("--device", default="auto", metavar="NAME", help="where to compute (default: auto)")
+    result.add_argument("--json", action="store_true", help="print one JSON object an experiment instead of the tables")
+    return result
+
+
+class _Task(NamedTuple):
+    """A run, and where it takes place."""
+
+    run: Run
+    weights: Path | None
+    device: str
+    threads: int
+    workers: int
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+
+    from padim.files import check_writable
+    from padim.reproduce import ablation, ablations, preset, table
+
+    names = ablations() if "all" in options.ablation else options.ablation
+    experiments = [*map(preset, options.preset), *map(ablation, names)] or [preset("pytorch-r18")]
+    files = _weights_files(options.weights)
+    check_writable(options.output)
+    runs, missing = _runs(experiments, options)
+    weights = {experiment.config.backbone: _weights(experiment.config.backbone, files) for experiment in experiments}
+    failed = _execute(runs, weights, files, options)
+
+    tables: dict[str, list[Row]] = {}
+    for experiment in experiments:
+        results: dict[str, list[dict[str, Any]]] = {}
+        for run in runs[experiment.name]:
+            figures = run.result(weights[experiment.config.backbone])
+            if figures is not None:
+                results.setdefault(run.category.name, []).append(figures)
+        whole = max(map(len, results.values()), default=0)
+        complete = {name: seeds for name, seeds in results.items() if len(seeds) == whole}
+        if complete:
+            tables[experiment.name] = table(experiment.name, complete)
+    _print(tables, missing, options.json)
+    _write(options.output, tables)
+    return USER_ERROR if failed else 0
+
+
+def _runs(experiments: Sequence[Experiment], options: argparse.Namespace) -> tuple[dict[str, list[Run]], list[str]]:
+    """The runs of each experiment, and the categories of MVTec AD that are not there."""
+    from padim.data.layouts import categories, find_category
+    from padim.published import GROUPS
+    from padim.reproduce import Run
+
+    there = categories(options.data)
+    names = there if "all" in options.category else list(dict.fromkeys(options.category))
+    found = [find_category(options.data, name) for name in names if name in there]
+    missing = [name for name in (GROUPS["all"] if "all" in options.category else names) if name not in there]
+    if not found:
+        raise PadimError(f"none of the categories is in {options.data} (there: {', '.join(there)})")
+    runs = {}
+    for experiment in experiments:
+        seeds = options.seeds if experiment.seeded else 1
+        runs[experiment.name] = [
+            Run(experiment.with_seed(seed), category, options.output / experiment.name / f"{category.name}-{seed}.json")
+            for category in found
+            for seed in range(seeds)
+        ]
+    return runs, missing
+
+
+def _execute(
+    runs: Mapping[str, Sequence[Run]],
+    weights: Mapping[str, Mapping[str, Tensor]],
+    files: Mapping[str, Path],
+    options: argparse.Namespace,
+) -> int:
+    """Do what is not done yet; returns how many runs failed."""
+    from tqdm import tqdm
+
+    every = [run for several in runs.values() for run in several]
+    todo = [run for run in every if run.result(weights[run.experiment.config.backbone]) is None]
+    if len(todo) < len(every):
+        log.info("%d of %d runs are done already", len(every) - len(todo), len(every))
+    devices = _devices(options.device)
+    jobs = min(options.jobs or _jobs(devices), max(1, len(todo)))
+    share = max(1, cores() // jobs)
+    tasks = [
+        _Task(run, files.get(run.experiment.config.backbone), devices[number % len(devices)], max(1, share // 2), share)
+        for number, run in enumerate(todo)
+    ]
+    failed = 0
+    for run, problem in tqdm(_outcomes(tasks, jobs), total=len(tasks), unit="run", disable=None):
+        if problem:
+            log.error("%s, %s: %s", run.experiment.name, run.category.name, problem)
+            failed += 1
+    return failed
+
+
+def _outcomes(tasks: Sequence[_Task], jobs: int) -> Iterator[tuple[Run, str | None]]:
+    """Each run once it is done, and what went wrong with it."""
+    if jobs == 1:
+        for task in tasks:
+            yield task.run, _perform(task)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_perform, task): task.run for task in tasks}
+        for future in as_completed(futures):
+            try:
+                yield futures[future], future.result()
+            except BrokenProcessPool:
+                yield futures[future], "a process died, of too little memory perhaps: run again with fewer --jobs"
+
+
+def _perform(task: _Task) -> str | None:
+    """Execute a run in this process; returns what went wrong."""
+    import torch
+
+    from padim.backbones import download_weights, read_weights
+
+    torch.set_num_threads(task.threads)
+    try:
+        weights = read_weights(task.weights) if task.weights else download_weights(task.run.experiment.config.backbone)
+        task.run.execute(weights, task.device, task.workers)
+    except PadimError as error:
+        return str(error)
+    return None
+
+
+def _devices(name: str) -> list[str]:
+    """Where to compute: every GPU there is, unless one is named."""
+    import torch
+
+    picked = pick_device(name)
+    count = torch.cuda.device_count() if picked == "cuda" else 1
+    return [f"cuda:{number}" for number in range(count)] if count > 1 else [picked]
+
+
+def _jobs(devices: Sequence[str]) -> int:
+    """One process a GPU; on the CPU two cores for each, as far as the memory goes."""
+    import psutil
+
+    if devices[0] != "cpu":
+        return len(devices)
+    return max(1, min(cores() // 2, int(psutil.virtual_memory().available / _BYTES_A_JOB)))
+
+
+def _weights_files(entries: Sequence[str]) -> dict[str, Path]:
+    """`resnet18=FILE` or, for ResNet18, `FILE`."""
+    files = {}
+    for entry in entries:
+        backbone, separator, path = entry.partition("=")
+        if separator and backbone in BACKBONES:
+            files[backbone] = Path(path)
+        else:
+            files["resnet18"] = Path(entry)
+    return files
+
+
+def _weights(backbone: str, files: Mapping[str, Path]) -> Mapping[str, Tensor]:
+    from padim.backbones import download_weights, read_weights
+
+    return read_weights(files[backbone]) if backbone in files else download_weights(backbone)
+
+
+def _print(tables: Mapping[str, Sequence[Row]], missing: Sequence[str], as_json: bool) -> None:
+    import dataclasses
+
+    from padim.report.tables import as_rows
+
+    for name, rows in tables.items():
+        if as_json:
+            print(json.dumps({"experiment": name, "rows": [dataclasses.asdict(row) for row in rows]}))
+        else:
+            print(f"{name}\n{aligned(as_rows(rows))}\n")
+    if missing:
+        log.warning("not there: %s", ", ".join(missing))
+
+
+def _write(folder: Path, tables: Mapping[str, Sequence[Row]]) -> None:
+    from padim.files import atomic_write
+    from padim.report.tables import as_csv, as_html, as_markdown
+
+    for name, text in (("csv", as_csv), ("md", as_markdown), ("html", as_html)):
+        with atomic_write(folder / f"tables.{name}") as temporary:
+            temporary.write_text(text(tables), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

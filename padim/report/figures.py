@@ -1,0 +1,82 @@
+"""Curves and histograms of an evaluation."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from padim.files import atomic_write
+from padim.metrics import PRO_LIMIT, Curve
+
+# Of the palette of Okabe and Ito, which colour-blind people can tell apart.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+
+_MOST_POINTS = 500
+
+
+def roc_figure(curves: Mapping[str, Curve]) -> Figure:
+    """ROC curves, each with its area."""
+    figure, axis = _square("false-positive rate", "share found")
+    for (name, curve), colour in zip(curves.items(), (BLUE, ORANGE), strict=False):
+        axis.plot(*_thinned(curve), color=colour, label=f"{name}, area {curve.area():.4f}")
+    axis.legend(loc="lower right")
+    return figure
+
+
+def pro_figure(curve: Curve) -> Figure:
+    """The per-region overlap curve, and the part of it that AUPRO measures."""
+    figure, axis = _square("false-positive rate of the pixels", "mean overlap with the defects")
+    axis.plot(*_thinned(curve), color=BLUE, label=f"AUPRO {PRO_LIMIT}: {curve.area(PRO_LIMIT):.4f}")
+    axis.axvspan(0, PRO_LIMIT, color=GREY, alpha=0.15, linewidth=0)
+    axis.legend(loc="lower right")
+    return figure
+
+
+def histogram_figure(good: Sequence[float], defective: Sequence[float], thresholds: Mapping[str, float]) -> Figure:
+    """How the image scores are distributed, with lines where the thresholds are."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axis = figure.subplots()
+    bins = np.linspace(0, max([*good, *defective], default=1.0) * 1.02 + 1e-9, 41).tolist()
+    axis.hist(good, bins, color=BLUE, alpha=0.7, label=f"good ({len(good)})")
+    axis.hist(defective, bins, color=ORANGE, alpha=0.7, label=f"defective ({len(defective)})", hatch="//")
+    for (name, value), style in zip(thresholds.items(), ("--", ":", "-."), strict=False):
+        axis.axvline(value, color=GREY, linestyle=style, label=f"{name}: {value:.2f}")
+    axis.set(xlabel="image score", ylabel="images")
+    axis.legend()
+    return figure
+
+
+def as_svg(figure: Figure) -> str:
+    """The figure as an SVG element; the same figure gives the same text."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "padim", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def save_figure(folder: Path, name: str, figure: Figure) -> None:
+    """Write a figure as PNG and SVG."""
+    with atomic_write(folder / f"{name}.svg") as temporary:
+        temporary.write_text(as_svg(figure), encoding="utf-8")
+    with atomic_write(folder / f"{name}.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _square(x: str, y: str) -> tuple[Figure, matplotlib.axes.Axes]:
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axis = figure.subplots()
+    axis.set(xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+    axis.grid(alpha=0.3)
+    return figure, axis
+
+
+def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """So many of a curve's corners that the eye misses none."""
+    false, found = curve.points()
+    kept = np.unique(np.linspace(0, len(false) - 1, _MOST_POINTS).round().astype(int))
+    return false[kept], found[kept]

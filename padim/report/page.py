@@ -1,0 +1,177 @@
+"""One self-contained HTML page of an evaluation: figures, curves, and every image with what was found in it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from padim.data.items import GOOD
+from padim.evaluate import ImageResult
+from padim.files import atomic_write
+from padim.metrics import Curve, Metrics, pro_curve
+from padim.report.colours import ColourScale
+from padim.report.figures import as_svg, histogram_figure, pro_figure, roc_figure, save_figure
+from padim.report.overlay import outline
+
+# Class of a card -> what it says.
+_VERDICTS = {
+    "missed": "missed defect",
+    "false-alarm": "false alarm",
+    "found": "found defect",
+    "passed": "passed as normal",
+    "undecided": "no threshold",
+}
+_THUMBNAIL = 256  # pixels
+
+
+def report_page(
+    title: str,
+    summary: Mapping[str, str],
+    figures: Mapping[str, str],
+    results: Sequence[ImageResult],
+    threshold: float | None,
+    pixel_threshold: float | None,
+    scale: ColourScale,
+    note: str,
+) -> str:
+    """The page as text.
+
+    Args:
+        title: its heading.
+        summary: names and values of the table at the top.
+        figures: captions and SVG elements.
+        results: the scored images, which must carry their pixels; the most wrong ones are shown first.
+        threshold: image score from which an image is called anomalous, where there is one.
+        pixel_threshold: distance from which a pixel is, for the predicted contours.
+        scale: the colours of all heatmaps.
+        note: what the reader has to know about the thresholds.
+    """
+    ordered = sorted(results, key=lambda result: -_wrongness(result, threshold))
+    defects = sorted({str(result.item.defect) for result in results})
+    verdicts = [key for key in _VERDICTS if any(_verdict(result, threshold) == key for result in results)]
+    rows = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in summary.items())
+    pictures = (f"<figure><figcaption>{html.escape(name)}</figcaption>{svg}</figure>" for name, svg in figures.items())
+    page = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    return page.substitute(
+        title=html.escape(title),
+        summary=f"<table>{''.join(rows)}</table>",
+        figures="\n".join(pictures),
+        note=html.escape(note),
+        defects="".join(f"<option>{html.escape(defect)}</option>" for defect in defects),
+        verdicts="".join(f'<option value="{key}">{_VERDICTS[key]}</option>' for key in verdicts),
+        cards="\n".join(_card(result, threshold, pixel_threshold, scale) for result in ordered),
+    )
+
+
+def _wrongness(result: ImageResult, threshold: float | None) -> float:
+    """How far a score lies on the wrong side of the threshold."""
+    beyond = result.score - (threshold or 0.0)
+    return -beyond if result.item.anomalous else beyond
+
+
+def _verdict(result: ImageResult, threshold: float | None) -> str:
+    if threshold is None:
+        return "undecided"
+    if result.item.anomalous:
+        return "found" if result.score >= threshold else "missed"
+    return "false-alarm" if result.score >= threshold else "passed"
+
+
+def _card(result: ImageResult, threshold: float | None, pixel_threshold: float | None, scale: ColourScale) -> str:
+    verdict = _verdict(result, threshold)
+    defect = html.escape(str(result.item.defect))
+    name = html.escape("/".join(result.item.path.parts[-2:]))
+    assert result.image is not None  # the evaluation was asked to keep it
+    image = Image.fromarray(result.image.permute(1, 2, 0).numpy())
+    heatmap = Image.blend(image, Image.fromarray(scale.colours(result.anomaly_map)), 0.6)
+    predicted = None if pixel_threshold is None else result.anomaly_map >= pixel_threshold
+    pictures = (
+        (outline(image, result.mask, predicted), f"{name} with contours"),
+        (heatmap, f"{name} under its heatmap"),
+    )
+    thumbnails = "".join(
+        f'<img loading="lazy" width="{picture.width}" height="{picture.height}" alt="{alt}" src="{_data_uri(picture)}">'
+        for picture, alt in pictures
+    )
+    kind = "normal" if result.item.defect == GOOD else defect
+    return (
+        f'<article class="card {verdict}" data-defect="{defect}" data-verdict="{verdict}">'
+        f"<p><b>{name}</b><br>{kind}, score {result.score:.3f}: {_VERDICTS[verdict]}</p>{thumbnails}</article>"
+    )
+
+
+def _data_uri(picture: Image.Image) -> str:
+    picture = picture.copy()
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    data = io.BytesIO()
+    picture.save(data, format="WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def write_report(
+    folder: Path, category: str, metrics: Metrics, results: Sequence[ImageResult], scale: ColourScale
+) -> Path:
+    """Write `report.html` into a folder, and its figures as PNG and SVG into `report/` there.
+
+    Args:
+        folder: where to.
+        category: what was evaluated.
+        metrics: its figures.
+        results: its images, which must carry their pixels.
+        scale: the colours of all heatmaps.
+
+    Returns:
+        The page's path.
+    """
+    figures = _figures(metrics, results)
+    for name, figure in figures.items():
+        save_figure(folder / "report", name.replace(" ", "-"), figure)
+    summary = {name: _number(value) for name, value in dataclasses.asdict(metrics).items()}
+    page = report_page(
+        category,
+        {"images": str(len(results))} | {name.replace("_", " "): value for name, value in summary.items()},
+        {name: as_svg(figure) for name, figure in figures.items()},
+        results,
+        metrics.image_f1_threshold,
+        metrics.pixel_f1_threshold,
+        scale,
+        "Contours: ground truth white, prediction cyan. Sorted by how wrong the verdict is. Both thresholds are those"
+        " of the largest F1 on these very images: they have seen the answers.",
+    )
+    path = folder / "report.html"
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def _figures(metrics: Metrics, results: Sequence[ImageResult]) -> dict[str, Figure]:
+    """What can be drawn, by name."""
+    labels = np.array([result.item.anomalous for result in results])
+    scores = np.array([result.score for result in results])
+    masked = [result for result in results if result.mask is not None]
+    masks, maps = np.array([result.mask for result in masked]), np.array([result.anomaly_map for result in masked])
+    curves, figures = {}, {}
+    if metrics.image_auroc is not None:
+        curves["images"] = Curve.of(labels, scores)
+    if metrics.pixel_auroc is not None:
+        curves["pixels"] = Curve.of(masks, maps)
+        figures["per-region overlap"] = pro_figure(pro_curve(masks, maps))
+    if curves:
+        figures["ROC curves"] = roc_figure(curves)
+    threshold = metrics.image_f1_threshold
+    lines = {} if threshold is None else {"largest F1 on these images": threshold}
+    figures["image scores"] = histogram_figure(scores[~labels].tolist(), scores[labels].tolist(), lines)
+    return figures
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,226 @@
+"""Many experiments on many categories: what there is to run, one run, and the table of all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from padim import published
+from padim.ablations import PcaPadim, SumOfMaps
+from padim.backbones import StateDict, digest
+from padim.config import Config, preset_path
+from padim.data.items import Category
+from padim.data.loader import ImageLoader, batched, stack
+from padim.data.transform import Transform
+from padim.errors import PadimError
+from padim.evaluate import evaluate_model
+from padim.files import atomic_write
+from padim.model import Padim
+
+# Column of a table -> figure of `padim.metrics.Metrics`.
+METRICS = {"image": "image_auroc", "pixel": "pixel_auroc", "aupro": "aupro"}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A detector under one configuration.
+
+    Attributes:
+        name: a preset or an ablation; what `padim.published` knows it by.
+        config: its protocol.
+        detector: the class that fits and scores.
+    """
+
+    name: str
+    config: Config
+    detector: Callable[..., Padim | SumOfMaps | PcaPadim] = Padim
+
+    def with_seed(self, number: int) -> Experiment:
+        """The experiment with the seed of its repetition `number`; the first one has its own."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, seed=self.config.seed + number))
+
+    @property
+    def seeded(self) -> bool:
+        """Whether anything in it is drawn at random."""
+        drawn = self.detector is Padim and self.config.channels > 0
+        return drawn or self.config.rotation > 0
+
+
+# The comparisons of Defard et al. 2020: detector, preset, and what differs from that.
+_ABLATIONS: dict[str, tuple[Callable[..., Any], str, dict[str, Any]]] = {
+    "layer1": (Padim, "paper-r18", {"layers": ("layer1",), "channels": 0}),
+    "layer2": (Padim, "paper-r18", {"layers": ("layer2",), "channels": 0}),
+    "layer3": (Padim, "paper-r18", {"layers": ("layer3",), "channels": 0}),
+    "sum": (SumOfMaps, "paper-r18", {"channels": 0}),
+    "joined": (Padim, "paper-r18", {"channels": 0}),
+    "random100": (Padim, "paper-r18", {"channels": 100}),
+    "random200": (Padim, "paper-r18", {"channels": 200}),
+    "pca100": (PcaPadim, "paper-r18", {"channels": 100}),
+    "pca200": (PcaPadim, "paper-r18", {"channels": 200}),
+    "non-aligned": (Padim, "paper-wr50", {"rotation": 10.0}),
+    "non-aligned-r18": (Padim, "paper-r18", {"rotation": 10.0}),
+}
+
+
+def preset(name: str) -> Experiment:
+    """The experiment of a preset.
+
+    Raises:
+        PadimError: there is no such preset.
+    """
+    return Experiment(name, Config.from_toml(preset_path(name)))
+
+
+def ablation(name: str) -> Experiment:
+    """One of the paper's comparisons.
+
+    Raises:
+        PadimError: there is no such one; the message lists them.
+    """
+    if name not in _ABLATIONS:
+        raise PadimError(f"there is no ablation {name!r}; there are {', '.join(_ABLATIONS)}")
+    detector, base, changes = _ABLATIONS[name]
+    return Experiment(name, dataclasses.replace(preset(base).config, **changes), detector)
+
+
+def ablations() -> list[str]:
+    """The names of all of them."""
+    return list(_ABLATIONS)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment on one category, whose result is a JSON file.
+
+    Attributes:
+        experiment: what is run.
+        category: on what.
+        path: where the result is kept.
+    """
+
+    experiment: Experiment
+    category: Category
+    path: Path
+
+    def result(self, weights: StateDict) -> dict[str, Any] | None:
+        """The figures of an earlier run, unless there is none or it ran with anything else."""
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            same = found["key"] == self._key(weights)
+            return dict(found["figures"]) if same else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def execute(self, weights: StateDict, device: str, workers: int) -> dict[str, Any]:
+        """Fit and evaluate; the figures, which are also written to the file.
+
+        Raises:
+            PadimError: there is nothing to fit to or to evaluate on, or the weights don't fit.
+        """
+        config = self.experiment.config
+        transform = Transform.of(config)
+        train = ImageLoader(self.category.train, transform, workers=workers)
+        test = ImageLoader(self.category.test, transform, workers=workers)
+        train.follower = test
+        train.start()
+        model = self.experiment.detector(config, weights=weights, device=device)
+        model.fit(stack(batch) for batch in batched(train, config.batch_size))
+        metrics, images = evaluate_model(model, test, config.batch_size)
+        counts = {"images": len(images), "skipped": train.skipped + test.skipped, "unmasked": test.unmasked}
+        figures = dataclasses.asdict(metrics) | counts
+        with atomic_write(self.path) as temporary:
+            temporary.write_text(json.dumps({"key": self._key(weights), "figures": figures}, indent=2) + "\n")
+        return figures
+
+    def _key(self, weights: StateDict) -> dict[str, Any]:
+        """All that the figures depend on."""
+        return {
+            "experiment": self.experiment.name,
+            "config": json.loads(json.dumps(self.experiment.config.to_dict())),  # lists for tuples
+            "weights_sha256": digest(weights),
+            "train": [str(item.path) for item in self.category.train],
+            "test": [str(item.path) for item in self.category.test],
+        }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of a table, in 0..1, each None where there is none.
+
+    Attributes:
+        mean: over the seeds.
+        deviation: standard deviation over the seeds, where there are several.
+        published: what was published for it.
+        difference: `mean - published`, where both are of the same images.
+    """
+
+    mean: float | None
+    deviation: float | None
+    published: float | None
+    difference: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A category or a group of them in a table: its name, and a cell for each of `METRICS`."""
+
+    name: str
+    cells: dict[str, Cell]
+
+
+def table(experiment: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
+    """The rows of an experiment, as in the paper: textures, objects, and the groups below.
+
+    Args:
+        experiment: its name.
+        results: the figures of each category, one entry a seed, equally many for each.
+    """
+    order = [name for name in published.GROUPS["all"] if name in results]
+    order += sorted(set(results) - set(order))
+    rows = []
+    for name in order:
+        truth = {metric: published.category_figure(experiment, metric, name) for metric in METRICS}
+        rows.append(Row(name, {metric: _cell([results[name]], metric, truth[metric], True) for metric in METRICS}))
+    for group, members in published.GROUPS.items():
+        there = tuple(name for name in members if name in results)
+        if there:
+            rows.append(_group_row(experiment, group, there, results))
+    return rows
+
+
+def _group_row(
+    experiment: str, group: str, there: tuple[str, ...], results: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Row:
+    """The mean over the categories of a group that there are, beside what was published for the same ones."""
+    whole = len(there) == len(published.GROUPS[group])
+    cells = {}
+    for metric in METRICS:
+        same = published.group_figure(experiment, metric, group) if whole else None
+        same = same or published.mean_figure(experiment, metric, there)
+        shown = same or published.group_figure(experiment, metric, group)
+        cells[metric] = _cell([results[name] for name in there], metric, shown, same is not None)
+    count = "" if whole else f" ({len(there)} of {len(published.GROUPS[group])})"
+    return Row(f"{group}{count}", cells)
+
+
+def _cell(results: Sequence[Sequence[Mapping[str, Any]]], metric: str, truth: float | None, comparable: bool) -> Cell:
+    """The mean over categories, then mean and deviation over seeds."""
+    by_seed = [_mean(figures[METRICS[metric]] for figures in seed) for seed in zip(*results, strict=True)]
+    known = [figure for figure in by_seed if figure is not None]
+    mean = _mean(by_seed)
+    return Cell(
+        mean,
+        statistics.stdev(known) if len(known) > 1 else None,
+        truth,
+        mean - truth if comparable and mean is not None and truth is not None else None,
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

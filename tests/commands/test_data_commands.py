@@ -1,0 +1,231 @@
+"""padim-data check, folders of one's own, padim-reproduce and the report."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+PROTOCOL = ("--resize", "64", "--crop", "64", "--channels", "20", "--batch-size", "4")
+
+
+@pytest.fixture
+def copy(data_root, tmp_path):
+    """A copy of the category texture under the name of one of MVTec AD's."""
+    shutil.copytree(data_root / "texture", tmp_path / "data/tile")
+    return tmp_path / "data"
+
+
+# padim-data check
+
+
+def test_check_of_a_whole_copy(run, data_root):
+    result = run("data", "check", data_root)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines()[1].split() == ["object", "8", "4", "10", "10", "64", "x", "64", "0"]
+
+
+def test_check_names_what_is_wrong(run, copy):
+    tile = copy / "tile"
+    (tile / "train/good/003.png").write_bytes(b"bad")
+    (tile / "ground_truth/stain/001_mask.png").unlink()
+    Image.new("L", (64, 64)).save(tile / "ground_truth/blur/000_mask.png")
+    Image.new("L", (64, 64), 255).save(tile / "ground_truth/blur/099_mask.png")
+    Image.new("L", (32, 64), 255).save(tile / "ground_truth/tint/000_mask.png")
+    result = run("data", "check", copy)
+    assert result.code == 1
+    for text in (
+        f"can't read the image {tile}/train/good/003.png",
+        f"can't read the image {tile}/ground_truth/stain/001_mask.png",
+        f"{tile}/ground_truth/blur/000_mask.png: marks nothing",
+        f"{tile}/ground_truth/blur/099_mask.png: a mask without an image",
+        f"{tile}/ground_truth/tint/000_mask.png: 32 x 64 pixels, another size than its image",
+        "tile: 8 training images, expected 230",
+        "tile: 2 test images of blur, expected 0",
+        "tile: 0 masks of oil, expected 18",
+        "tile: 0 images of 840 x 840 pixels, expected 21",
+        "not there: bottle, cable,",
+    ):
+        assert text in result.out
+    report = json.loads(run("data", "check", copy, "--json").out)
+    assert (report["train"], report["test"]["good"], report["masks"]["stain"]) == (8, 4, 1)
+    assert all(problem in result.out for problem in report["problems"])
+
+
+def test_check_says_what_is_missing(run, tmp_path):
+    result = run("data", "check", tmp_path / "nowhere")
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+
+
+# Folders of one's own
+
+
+def test_folders_of_ones_own_give_the_figures_of_the_layout(run, data_root, weights_file, tmp_path):
+    texture = data_root / "texture"
+    parts = tmp_path / "my parts"
+    (parts / "bad").mkdir(parents=True)
+    for defect in ("blur", "stain"):
+        shutil.copytree(texture / "test" / defect, parts / "bad" / defect)
+        shutil.copytree(texture / "ground_truth" / defect, parts / "masks" / defect)
+    shutil.copytree(texture / "train/good", parts / "ok")
+    common = ("--weights", weights_file, "--output", tmp_path / "runs")
+    folders = ("--test", texture / "test/good", "--defect", parts / "bad")
+    trained = run("train", "--normal", parts / "ok", *common, *PROTOCOL, "--json", "--eval", *folders)
+    assert trained.code == 0
+    summary, figures = map(json.loads, trained.out.splitlines())
+    assert (summary["category"], summary["images"]) == ("ok", 8)
+    assert (figures["images"], figures["defective"], figures["pixel_auroc"]) == (8, 4, None)
+
+    again = run("eval", "--output", tmp_path / "runs", *folders, "--masks", parts / "masks", "--json")
+    figures = json.loads(again.out)
+    assert (again.code, figures["unmasked"]) == (0, 0)
+    assert 0 < figures["pixel_auroc"] <= 1
+
+    only_good = run("eval", "--output", tmp_path / "runs", "--test", texture / "test/good", "--json")
+    assert (only_good.code, json.loads(only_good.out)["image_auroc"]) == (0, None)
+
+    refused = run("train", "--defect", parts / "bad", *common)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "pass --normal DIR" in refused.err
+
+
+# The report
+
+
+class Page(HTMLParser):
+    """What a page consists of."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def all(self, wanted):
+        return [attributes for tag, attributes in self.tags if tag == wanted]
+
+
+def test_the_report_needs_nothing_else_and_shows_the_worst_first(run, data_root, weights_file, tmp_path):
+    common = ("--category", "texture", "--data", data_root, "--output", tmp_path)
+    result = run("train", *common, "--weights", weights_file, *PROTOCOL, "--eval", "--report")
+    assert result.code == 0
+    text = (tmp_path / "texture/report.html").read_text()
+    page = Page(text)
+    cards = page.all("article")
+    assert len(cards) == 14
+    assert {card["data-defect"] for card in cards} == {"good", "blur", "faint", "scratch", "stain", "tint"}
+    assert all(image["src"].startswith("data:image/webp;base64,") for image in page.all("img"))
+    assert all(image["loading"] == "lazy" for image in page.all("img"))
+    assert not re.search(r"(src|href)=.?(https?:|//)", text.replace("http://www.w3.org", "").replace("xlink:href", ""))
+    wrong = [card["data-verdict"] in ("missed", "false-alarm") for card in cards]
+    assert wrong == sorted(wrong, reverse=True)
+    evaluation = json.loads((tmp_path / "texture/eval.json").read_text())
+    assert f"{evaluation['image_auroc']:.4f}" in text
+    for name in ("ROC-curves", "per-region-overlap", "image-scores"):
+        ET.parse(tmp_path / f"texture/report/{name}.svg")
+        with Image.open(tmp_path / f"texture/report/{name}.png") as picture:
+            assert picture.width > 300
+    assert run("eval", *common, "--report").code == 0
+    assert (tmp_path / "texture/report.html").read_text() == text  # the same evaluation, the same page
+
+
+EVERY_IMAGE_DECODES = """
+const [done] = arguments;
+const loaded = [...document.images].map(image => { image.loading = "eager"; return image.decode(); });
+Promise.all(loaded).then(() => done(true), () => done(false));
+"""
+
+
+@pytest.mark.skipif(not shutil.which("chromedriver"), reason="needs chromium and chromedriver")
+def test_the_report_works_in_a_browser(run, data_root, weights_file, tmp_path):
+    selenium = pytest.importorskip("selenium.webdriver")
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select
+
+    arguments = ("--category", "texture", "--data", data_root, "--output", tmp_path, "--weights", weights_file)
+    assert run("train", *arguments, *PROTOCOL, "--eval", "--report").code == 0
+    options = selenium.ChromeOptions()
+    for option in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync"):
+        options.add_argument(f"--{option}")
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = selenium.Chrome(options=options, service=selenium.ChromeService(shutil.which("chromedriver")))
+    try:
+        browser.get((tmp_path / "texture/report.html").as_uri())
+
+        def shown():
+            return [card for card in browser.find_elements(By.CLASS_NAME, "card") if card.is_displayed()]
+
+        assert len(shown()) == 14
+        Select(browser.find_element(By.ID, "defect")).select_by_visible_text("stain")
+        assert {card.get_attribute("data-defect") for card in shown()} == {"stain"}
+        assert browser.find_element(By.ID, "count").text == "2 of 14 images"
+        Select(browser.find_element(By.ID, "defect")).select_by_visible_text("all")
+        verdict = Select(browser.find_element(By.ID, "verdict"))
+        verdict.select_by_index(1)
+        wanted = verdict.first_selected_option.get_attribute("value")
+        assert {card.get_attribute("data-verdict") for card in shown()} == {wanted}
+        assert browser.execute_async_script(EVERY_IMAGE_DECODES)
+        assert browser.get_log("browser") == []
+    finally:
+        browser.quit()
+
+
+# padim-reproduce
+
+
+def test_reproduce_prints_and_writes_tables_and_does_nothing_twice(run, data_root, weights_file, tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "carpet").symlink_to(data_root / "texture")
+    (root / "bottle").symlink_to(data_root / "object")
+    monkeypatch.setenv("PADIM_DATA", str(root))
+    arguments = ("--data", root, "--weights", weights_file, "--output", tmp_path / "results", "--device", "cpu")
+    first = run("reproduce", "--ablation", "layer3", "random100", "--seeds", "2", "--jobs", "2", *arguments)
+    assert first.code == 0
+    assert "not there: grid, leather," in first.err
+    lines = [line.split("  ")[0] for line in first.out.splitlines()]
+    groups = ["textures (1 of 5)", "objects (1 of 10)", "all (2 of 15)"]
+    assert lines == [
+        "layer3",
+        "category",
+        "carpet",
+        "bottle",
+        *groups,
+        "",
+        "random100",
+        "category",
+        "carpet",
+        "bottle",
+        *groups,
+        "",
+    ]
+    assert first.out.count("±") == 3 * 5
+    for name in ("csv", "md", "html"):
+        assert "random100" in (tmp_path / f"results/tables.{name}").read_text()
+
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*/*.json")}
+    assert len(times) == 2 * (1 + 2)
+    again = run("reproduce", "--ablation", "layer3", "random100", "--seeds", "2", *arguments)
+    assert (again.code, again.out) == (0, first.out)
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*/*.json")}
+
+
+def test_reproduce_goes_on_after_a_failure(run, data_root, weights_file, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(data_root / "texture", root / "wood")
+    shutil.copytree(data_root / "object/test", root / "pill/test")
+    (root / "pill/train/good").mkdir(parents=True)
+    arguments = ("--data", root, "--weights", weights_file, "--output", tmp_path / "results", "--device", "cpu")
+    result = run("reproduce", "--ablation", "layer3", "--json", *arguments)
+    assert result.code == 2
+    assert "ERROR: layer3, pill: a Gaussian needs at least two training images" in result.err
+    assert json.loads(result.out)["rows"][0]["name"] == "wood"
+    assert run("reproduce", "--preset", "nothing", *arguments).code == 2

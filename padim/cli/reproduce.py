@@ -6,12 +6,9 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from padim.cli.common import (
     USER_ERROR,
@@ -32,9 +29,6 @@ if TYPE_CHECKING:
     from padim.reproduce import Experiment, Row, Run
 
 log = logging.getLogger(__name__)
-
-# A process that fits ResNet18, libraries included, and what wider backbones need beyond that.
-_BYTES_A_JOB = 1.2e9
 
 
 def parser() -> Parser:
@@ -71,22 +65,13 @@ def parser() -> Parser:
     return result
 
 
-class _Task(NamedTuple):
-    """A run, and where it takes place."""
-
-    run: Run
-    weights: Path | None
-    device: str
-    threads: int
-    workers: int
-
-
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parser().parse_args(arguments)
 
     from padim.files import check_writable
+    from padim.jobs import backbone_weights
     from padim.reproduce import ablation, ablations, preset, table
 
     names = ablations() if "all" in options.ablation else options.ablation
@@ -94,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files = _weights_files(options.weights)
     check_writable(options.output)
     runs, missing = _runs(experiments, options)
-    weights = {experiment.config.backbone: _weights(experiment.config.backbone, files) for experiment in experiments}
+    backbones = {experiment.config.backbone for experiment in experiments}
+    weights = {backbone: backbone_weights(backbone, files) for backbone in backbones}
     failed = _execute(runs, weights, files, options)
 
     tables: dict[str, list[Row]] = {}
@@ -145,71 +131,19 @@ def _execute(
     """Do what is not done yet; returns how many runs failed."""
     from tqdm import tqdm
 
+    from padim.jobs import execute, most_jobs
+
     every = [run for several in runs.values() for run in several]
     todo = [run for run in every if run.result(weights[run.experiment.config.backbone]) is None]
-    if len(todo) < len(every):
-        log.info("%d of %d runs are done already", len(every) - len(todo), len(every))
-    devices = _devices(options.device)
-    jobs = min(options.jobs or _jobs(devices), max(1, len(todo)))
-    share = max(1, cores() // jobs)
-    tasks = [
-        _Task(run, files.get(run.experiment.config.backbone), devices[number % len(devices)], max(1, share // 2), share)
-        for number, run in enumerate(todo)
-    ]
+    device = pick_device(options.device)
+    jobs = min(options.jobs or most_jobs(device, cores()), max(1, len(todo)))
+    outcomes = execute(todo, files, device, cores(), jobs)
     failed = 0
-    for run, problem in tqdm(_outcomes(tasks, jobs), total=len(tasks), unit="run", disable=None):
+    for run, problem in tqdm(outcomes, desc="runs", total=len(todo), unit="run", disable=None):
         if problem:
             log.error("%s, %s: %s", run.experiment.name, run.category.name, problem)
             failed += 1
     return failed
-
-
-def _outcomes(tasks: Sequence[_Task], jobs: int) -> Iterator[tuple[Run, str | None]]:
-    """Each run once it is done, and what went wrong with it."""
-    if jobs == 1:
-        for task in tasks:
-            yield task.run, _perform(task)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_perform, task): task.run for task in tasks}
-        for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except BrokenProcessPool:
-                yield futures[future], "a process died, of too little memory perhaps: run again with fewer --jobs"
-
-
-def _perform(task: _Task) -> str | None:
-    """Execute a run in this process; returns what went wrong."""
-    import torch
-
-    from padim.backbones import download_weights, read_weights
-
-    torch.set_num_threads(task.threads)
-    try:
-        weights = read_weights(task.weights) if task.weights else download_weights(task.run.experiment.config.backbone)
-        task.run.execute(weights, task.device, task.workers)
-    except PadimError as error:
-        return str(error)
-    return None
-
-
-def _devices(name: str) -> list[str]:
-    """Where to compute: every GPU there is, unless one is named."""
-    import torch
-
-    picked = pick_device(name)
-    count = torch.cuda.device_count() if picked == "cuda" else 1
-    return [f"cuda:{number}" for number in range(count)] if count > 1 else [picked]
-
-
-def _jobs(devices: Sequence[str]) -> int:
-    """One process a GPU; on the CPU two cores for each, as far as the memory goes."""
-    import psutil
-
-    if devices[0] != "cpu":
-        return len(devices)
-    return max(1, min(cores() // 2, int(psutil.virtual_memory().available / _BYTES_A_JOB)))
 
 
 def _weights_files(entries: Sequence[str]) -> dict[str, Path]:
@@ -222,12 +156,6 @@ def _weights_files(entries: Sequence[str]) -> dict[str, Path]:
         else:
             files["resnet18"] = Path(entry)
     return files
-
-
-def _weights(backbone: str, files: Mapping[str, Path]) -> Mapping[str, Tensor]:
-    from padim.backbones import download_weights, read_weights
-
-    return read_weights(files[backbone]) if backbone in files else download_weights(backbone)
 
 
 def _print(tables: Mapping[str, Sequence[Row]], missing: Sequence[str], as_json: bool) -> None:

@@ -144,8 +144,9 @@ def write_report(
         metrics.image_f1_threshold,
         metrics.pixel_f1_threshold,
         scale,
-        "Contours: ground truth white, prediction cyan. Sorted by how wrong the verdict is. Both thresholds are those"
-        " of the largest F1 on these very images: they have seen the answers.",
+        f"Heatmaps from black, a distance of {scale.low:g}, to yellow, {scale.high:.1f} and above. Contours: ground"
+        " truth white, prediction cyan. Sorted by how wrong the verdict is. Both thresholds are those of the largest"
+        " F1 on these very images: they have seen the answers.",
     )
     path = folder / "report.html"
     with atomic_write(path) as temporary:

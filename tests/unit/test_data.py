@@ -4,6 +4,7 @@ import io
 import os
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,6 +186,29 @@ def test_transforms_are_torchvisions(preset, size):
         if config.crop:
             expected = v2.CenterCrop(config.crop[0])(expected)
         assert np.array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_poses_turn_and_crop_image_and_mask_alike_and_come_back(photo):
+    transform = Transform.of(replace(Config(), rotation=10.0))
+    assert Transform.of(Config()).posed(Path("a/b/c.png")) == Transform.of(Config())
+    paths = [Path(f"data/bottle/test/hole/{number}.png") for number in range(200)]
+    poses = [transform.posed(path) for path in paths]
+    assert poses == [transform.posed(Path("elsewhere") / path) for path in paths]
+    assert poses != [replace(transform, seed=1).posed(path) for path in paths]
+    angles = np.array([pose.angle for pose in poses])
+    places = np.array([pose.place for pose in poses])
+    assert -10 <= angles.min() < -9
+    assert 9 < angles.max() <= 10
+    assert 0 <= places.min() < 0.1
+    assert 0.9 < places.max() <= 1
+    spot = np.zeros((300, 300), dtype=np.uint8)
+    spot[120:170, 140:180] = 255
+    image, mask = Image.fromarray(spot).convert("RGB"), Image.fromarray(spot)
+    for pose in poses[:5]:
+        seen, truth = np.asarray(pose.image(image))[..., 0] > 127, np.asarray(pose.mask(mask)) > 127
+        assert seen.shape == truth.shape == (224, 224)
+        assert (seen == truth).mean() > 0.99
+        assert truth.sum() == pytest.approx(50 * 40 * (256 / 300) ** 2, rel=0.05)
 
 
 def test_what_the_model_sees_of_an_image():

@@ -53,6 +53,8 @@ class SumOfMaps:
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
         """As `Padim.score`."""
+        if not self.gaussians:
+            raise PadimError("the model isn't fitted: call fit")
         with full_float32(self.device):
             maps = torch.zeros(len(images), *self.config.image_size, device=self.device)
             for level, features in enumerate(self.base.features(images)):
@@ -108,22 +110,22 @@ def principal_axes(moments: Moments, count: int) -> list[Tensor]:
     the positions of the moments about each position's mean, plus the covariance of these means.
     """
     n = moments.count
-    drift = [total.double() / n for total in moments.total]
-    means = [shift.double() + d for shift, d in zip(moments.shift, drift, strict=True)]
+    drift = [total[:, :, 0].cpu().double() / n for total in moments.total]  # [cells_i, d_i]
+    means = [shift[:, :, 0].cpu().double() + d for shift, d in zip(moments.shift, drift, strict=True)]
     centred = [mean - mean.mean(dim=0) for mean in means]  # every cell of a level holds equally many positions
-    rows = []
+    widths = [mean.shape[1] for mean in means]
+    covariance = torch.zeros(sum(widths), sum(widths), dtype=torch.float64)
+    starts = [sum(widths[:i]) for i in range(len(widths))]
     for i, row in enumerate(moments.second):
-        blocks = []
         for j, block in enumerate(row):
-            inside = len(block) // len(means[j])
-            products = centred[i] @ _spread(centred[j], inside).mT - drift[i] @ _spread(drift[j], inside).mT
-            blocks.append(block.double().mean(dim=0) / n + products.mean(dim=0))
-        missing = sum(level.shape[1] for level in means) - sum(block.shape[1] for block in blocks)
-        rows.append(torch.cat([*blocks, blocks[0].new_zeros(len(blocks[0]), missing)], dim=1))
-    lower = torch.cat(rows)
-    _, axes = torch.linalg.eigh(lower)  # reads the lower triangle alone; smallest eigenvalue first
-    widths = [level.shape[1] for level in means]
-    return list(axes.flip(1)[:, :count].float().split(widths))
+            inside = len(means[i]) // len(means[j])
+            between = centred[i].T @ _spread(centred[j], inside) - drift[i].T @ _spread(drift[j], inside)
+            within = block.mean(dim=0, dtype=torch.float64).cpu() / n
+            place = covariance[starts[i] : starts[i] + widths[i], starts[j] : starts[j] + widths[j]]
+            place += within + between / len(means[i])
+    _, axes = torch.linalg.eigh(covariance)  # reads the lower triangle alone; smallest eigenvalue first
+    device = moments.shift[0].device
+    return [part.to(device) for part in axes.flip(1)[:, :count].float().split(widths)]
 
 
 def project(features: Sequence[Tensor], axes: Sequence[Tensor]) -> Tensor:
@@ -139,12 +141,16 @@ def project(features: Sequence[Tensor], axes: Sequence[Tensor]) -> Tensor:
 def _projected_moments(moments: Moments, axes: Sequence[Tensor]) -> Moments:
     """The moments that the projected features would have had."""
     second: Tensor | None = None
-    for i, row in enumerate(moments.second):
-        own = axes[i].mT @ row[i] @ axes[i]
-        for j, block in enumerate(row[:i]):
-            cross = axes[i].mT @ block @ axes[j]
-            own += cross + cross.mT
-        second = own if second is None else own + _spread(second, len(own) // len(second))
+    for i, (*left, own_block) in enumerate(moments.second):
+        own = axes[i].mT @ own_block @ axes[i]
+        if left:
+            cross = axes[i].mT @ sum(
+                (block @ axes[j] for j, block in enumerate(left)), torch.zeros((), device=own.device)
+            )
+            own.add_(cross).add_(cross.mT)
+        if second is not None:
+            own.unflatten(0, (len(second), -1)).add_(second[:, None])
+        second = own
     assert second is not None
     return Moments(moments.count, [project(moments.shift, axes)], [project(moments.total, axes)], [[second]])
 

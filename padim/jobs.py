@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import logging
+import signal
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import psutil
@@ -14,9 +19,6 @@ import torch
 from padim.backbones import StateDict, download_weights, read_weights
 from padim.errors import PadimError
 from padim.reproduce import Run
-
-# About what a process takes that fits ResNet18, libraries included.
-_BYTES_A_JOB = 1.2e9
 
 
 def backbone_weights(backbone: str, files: Mapping[str, Path]) -> StateDict:
@@ -28,17 +30,20 @@ def backbone_weights(backbone: str, files: Mapping[str, Path]) -> StateDict:
     return read_weights(files[backbone]) if backbone in files else download_weights(backbone)
 
 
-def most_jobs(device: str, cores: int) -> int:
+def most_jobs(runs: Sequence[Run], device: str, cores: int) -> int:
     """How many processes suit this machine: one a GPU; else two cores for each, as far as the memory goes."""
     if device != "cpu":
         return len(_devices(device))
-    return max(1, min(cores // 2, int(psutil.virtual_memory().available / _BYTES_A_JOB)))
+    largest = max((run.experiment.memory_bytes() for run in runs), default=1)
+    return max(1, min(cores // 2, int(psutil.virtual_memory().available) // largest))
 
 
 def execute(
     runs: Sequence[Run], files: Mapping[str, Path], device: str, cores: int, jobs: int
-) -> Iterator[tuple[Run, str | None]]:
-    """Execute runs, each in one of `jobs` processes; every GPU takes its turn.
+) -> Generator[tuple[Run, str | None], None, None]:
+    """Execute runs in `jobs` processes, each of which keeps to one of the GPUs, if there are any.
+
+    A process that dies costs the run that it was at. All are gone when the iterator is closed.
 
     Args:
         runs: what to do.
@@ -51,18 +56,74 @@ def execute(
         Each run once it is done, and what went wrong with it, if anything.
     """
     devices, share = _devices(device), max(1, cores // jobs)
-    calls = [(run, files, devices[number % len(devices)], share) for number, run in enumerate(runs)]
     if jobs == 1:
-        for call in calls:
-            yield call[0], _perform(*call)
+        for run in runs:
+            yield run, _perform(run, files, devices[0], share)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_perform, *call): call[0] for call in calls}
-        for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except BrokenProcessPool:
-                yield futures[future], "a process died, of too little memory perhaps: run again with fewer --jobs"
+    waiting = deque(runs)
+    workers = [_Worker.start(files, devices[number % len(devices)], share) for number in range(jobs)]
+    try:
+        busy: dict[Connection, _Worker] = {}
+        while waiting or busy:
+            for worker in workers:
+                if waiting and worker.connection not in busy:
+                    worker.take(waiting.popleft())
+                    busy[worker.connection] = worker
+            for connection in wait(list(busy)):
+                assert isinstance(connection, Connection)
+                worker = busy.pop(connection)
+                run, problem = worker.outcome()
+                if not worker.process.is_alive():
+                    workers[workers.index(worker)] = _Worker.start(files, worker.device, share)
+                yield run, problem
+    finally:
+        for worker in workers:
+            worker.process.terminate()
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A process that executes one run after another, and the run that it is at."""
+
+    process: SpawnProcess
+    connection: Connection
+    device: str
+    run: Run | None = None
+
+    @classmethod
+    def start(cls, files: Mapping[str, Path], device: str, cores: int) -> _Worker:
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, files, device, cores), daemon=True)
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, from the first moment on
+        process.start()
+        signal.signal(signal.SIGINT, handler)
+        theirs.close()
+        return cls(process, ours, device)
+
+    def take(self, run: Run) -> None:
+        self.run = run
+        with suppress(BrokenPipeError):  # if it died while it waited, `outcome` will find that
+            self.connection.send(run)
+
+    def outcome(self) -> tuple[Run, str | None]:
+        assert self.run is not None
+        try:
+            return self.run, self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            return self.run, "its process died, of too little memory perhaps: run again with fewer --jobs"
+
+
+def _serve(connection: Connection, files: Mapping[str, Path], device: str, cores: int) -> None:
+    """Execute the runs that come until no more do."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    while True:
+        try:
+            run = connection.recv()
+        except EOFError:
+            return
+        connection.send(_perform(run, files, device, cores))
 
 
 def _perform(run: Run, files: Mapping[str, Path], device: str, cores: int) -> str | None:
@@ -72,6 +133,8 @@ def _perform(run: Run, files: Mapping[str, Path], device: str, cores: int) -> st
         run.execute(backbone_weights(run.experiment.config.backbone, files), device, cores)
     except PadimError as error:
         return str(error)
+    except Exception as error:  # whatever it is, the other runs go on
+        return f"{type(error).__name__}: {error}"
     return None
 
 

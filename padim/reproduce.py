@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import padim
 from padim import published
 from padim.ablations import PcaPadim, SumOfMaps
-from padim.backbones import StateDict, digest
+from padim.backbones import Backbone, StateDict
 from padim.config import Config, preset_path
 from padim.data.items import Category
 from padim.data.loader import ImageLoader, batched, stack
@@ -49,6 +51,20 @@ class Experiment:
         """Whether anything in it is drawn at random."""
         drawn = self.detector is Padim and self.config.channels > 0
         return drawn or self.config.rotation > 0
+
+    def memory_bytes(self) -> int:
+        """About what a process takes that fits it on the CPU, the libraries included."""
+        shapes = Backbone(self.config.backbone, self.config.layers, self.config.image_size).shapes
+        total = sum(channels for channels, _, _ in shapes)
+        whole = self.detector is not Padim or self.config.channels == 0
+        share = 1.0 if whole else self.config.channels / total
+        floats, coarser = 0.0, 0.0
+        for channels, height, width in reversed(shapes):
+            coarser += channels * share
+            floats += height * width * channels * share * coarser
+        if self.detector is PcaPadim:
+            floats += 2 * shapes[0][1] * shapes[0][2] * self.config.channels**2
+        return int(1.0e9 + 2 * 4 * floats)
 
 
 # The comparisons of Defard et al. 2020: detector, preset, and what differs from that.
@@ -100,19 +116,20 @@ class Run:
     Attributes:
         experiment: what is run.
         category: on what.
+        weights_sha256: digest of the backbone's weights.
         path: where the result is kept.
     """
 
     experiment: Experiment
     category: Category
+    weights_sha256: str
     path: Path
 
-    def result(self, weights: StateDict) -> dict[str, Any] | None:
-        """The figures of an earlier run, unless there is none or it ran with anything else."""
+    def result(self) -> dict[str, Any] | None:
+        """The figures of an earlier run, unless there is none or anything that they depend on has changed."""
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
-            same = found["key"] == self._key(weights)
-            return dict(found["figures"]) if same else None
+            return dict(found["figures"]) if found["key"] == self._key() else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -122,6 +139,9 @@ class Run:
         Raises:
             PadimError: there is nothing to fit to or to evaluate on, or the weights don't fit.
         """
+        if not self.category.train or not self.category.test:
+            raise PadimError("a run needs training images and test images")
+        key = self._key()  # of the files as they are before they are read
         config = self.experiment.config
         transform = Transform.of(config)
         train = ImageLoader(self.category.train, transform, workers=workers)
@@ -134,18 +154,36 @@ class Run:
         counts = {"images": len(images), "skipped": train.skipped + test.skipped, "unmasked": test.unmasked}
         figures = dataclasses.asdict(metrics) | counts
         with atomic_write(self.path) as temporary:
-            temporary.write_text(json.dumps({"key": self._key(weights), "figures": figures}, indent=2) + "\n")
+            temporary.write_text(json.dumps({"key": key, "figures": figures}, indent=2) + "\n", encoding="utf-8")
         return figures
 
-    def _key(self, weights: StateDict) -> dict[str, Any]:
+    def _key(self) -> dict[str, Any]:
         """All that the figures depend on."""
         return {
+            "padim": padim.__version__,
             "experiment": self.experiment.name,
             "config": json.loads(json.dumps(self.experiment.config.to_dict())),  # lists for tuples
-            "weights_sha256": digest(weights),
-            "train": [str(item.path) for item in self.category.train],
-            "test": [str(item.path) for item in self.category.test],
+            "weights_sha256": self.weights_sha256,
+            "images_sha256": _fingerprint(self.category),
         }
+
+
+def _fingerprint(category: Category) -> str:
+    """SHA-256 of a category's list of images with their labels, and of size and date of all files."""
+    sha = hashlib.sha256()
+    for split, items in (("train", category.train), ("test", category.test)):
+        for item in items:
+            files = [_stamp(item.path), _stamp(item.mask) if item.mask else None]
+            sha.update(f"{split} {item.defect} {files}\n".encode(errors="backslashreplace"))
+    return sha.hexdigest()
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    try:
+        status = path.stat()
+    except OSError:  # it is not there, which reading will report
+        return str(path.absolute()), 0, 0
+    return str(path.absolute()), status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -167,9 +205,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A category or a group of them in a table: its name, and a cell for each of `METRICS`."""
+    """A category or a group of them in a table.
+
+    Attributes:
+        name: what it is called.
+        images: how many test images it has; with what could not be used, if anything.
+        cells: the figures, by the names of `METRICS`.
+    """
 
     name: str
+    images: str
     cells: dict[str, Cell]
 
 
@@ -180,16 +225,21 @@ def table(experiment: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -
         experiment: its name.
         results: the figures of each category, one entry a seed, equally many for each.
     """
-    order = [name for name in published.GROUPS["all"] if name in results]
-    order += sorted(set(results) - set(order))
+    known = published.GROUPS["all"]
+    order = [name for name in known if name in results] + sorted(set(results) - set(known))
     rows = []
     for name in order:
         truth = {metric: published.category_figure(experiment, metric, name) for metric in METRICS}
-        rows.append(Row(name, {metric: _cell([results[name]], metric, truth[metric], True) for metric in METRICS}))
+        cells = {metric: _cell([results[name]], metric, truth[metric], True) for metric in METRICS}
+        rows.append(Row(name, _images([results[name]]), cells))
     for group, members in published.GROUPS.items():
         there = tuple(name for name in members if name in results)
         if there:
             rows.append(_group_row(experiment, group, there, results))
+    if set(results) - set(known):
+        every = [results[name] for name in order]
+        cells = {metric: _cell(every, metric, None, False) for metric in METRICS}
+        rows.append(Row(f"mean of these {len(order)}", _images(every), cells))
     return rows
 
 
@@ -198,29 +248,36 @@ def _group_row(
 ) -> Row:
     """The mean over the categories of a group that there are, beside what was published for the same ones."""
     whole = len(there) == len(published.GROUPS[group])
+    members = [results[name] for name in there]
     cells = {}
     for metric in METRICS:
         same = published.group_figure(experiment, metric, group) if whole else None
         same = same or published.mean_figure(experiment, metric, there)
         shown = same or published.group_figure(experiment, metric, group)
-        cells[metric] = _cell([results[name] for name in there], metric, shown, same is not None)
+        cells[metric] = _cell(members, metric, shown, same is not None)
     count = "" if whole else f" ({len(there)} of {len(published.GROUPS[group])})"
-    return Row(f"{group}{count}", cells)
+    return Row(f"{group}{count}", _images(members), cells)
+
+
+def _images(results: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """`83`, or `80 (3 skipped, 1 without mask)`."""
+    first = [seeds[0] for seeds in results]
+    counts = {name: sum(figures[name] for figures in first) for name in ("images", "skipped", "unmasked")}
+    named = {"skipped": counts["skipped"], "without mask": counts["unmasked"]}
+    problems = ", ".join(f"{count} {name}" for name, count in named.items() if count)
+    return f"{counts['images']} ({problems})" if problems else str(counts["images"])
 
 
 def _cell(results: Sequence[Sequence[Mapping[str, Any]]], metric: str, truth: float | None, comparable: bool) -> Cell:
-    """The mean over categories, then mean and deviation over seeds."""
-    by_seed = [_mean(figures[METRICS[metric]] for figures in seed) for seed in zip(*results, strict=True)]
-    known = [figure for figure in by_seed if figure is not None]
-    mean = _mean(by_seed)
+    """The mean over categories, then mean and deviation over seeds; none where a category has no figure."""
+    figures = [[entry[METRICS[metric]] for entry in seed] for seed in zip(*results, strict=True)]
+    if any(figure is None for seed in figures for figure in seed):
+        return Cell(None, None, truth, None)
+    by_seed = [statistics.mean(seed) for seed in figures]
+    mean = statistics.mean(by_seed)
     return Cell(
         mean,
-        statistics.stdev(known) if len(known) > 1 else None,
+        statistics.stdev(by_seed) if len(by_seed) > 1 else None,
         truth,
-        mean - truth if comparable and mean is not None and truth is not None else None,
+        mean - truth if comparable and truth is not None else None,
     )
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

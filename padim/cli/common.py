@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import io
 import json
 import logging
 import math
@@ -60,6 +61,9 @@ def command(run: Command) -> Command:
         handler = logging.StreamHandler()
         handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
         logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # file names may be anything
         try:
             return run(arguments)
         except PadimError as error:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from padim.cli.common import Parser, add_workers_option, aligned, command
+from padim.cli.common import USER_ERROR, Parser, add_workers_option, aligned, command
+from padim.errors import PadimError
 
 if TYPE_CHECKING:
     from padim.data.check import Report
+
+log = logging.getLogger(__name__)
 
 PROBLEMS = 1
 
@@ -44,10 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from padim.data.check import check_category, check_items, published
     from padim.data.layouts import categories, find_category
 
-    names = options.category or categories(options.root)
+    there = categories(options.root)
+    names = list(dict.fromkeys(options.category or there))
+    failed = False
     reports = []
     for name in names:
-        category = find_category(options.root, name)
+        try:
+            category = find_category(options.root, name)
+        except PadimError as error:  # the other categories are checked all the same
+            log.error("%s", error)
+            failed = True
+            continue
         results = check_items(category, options.workers)
         total = len(category.train) + len(category.test)
         shown = tqdm(results, desc=name, total=total, unit="image", disable=None)
@@ -58,9 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_table(reports))
         missing = sorted(set(published()) - set(names))
         if not options.category and len(missing) < len(published()):
-            print(f"not there: {', '.join(missing) or 'nothing, all of MVTec AD is'}")
+            print(f"not there: {', '.join(missing)}" if missing else "all categories of MVTec AD are there")
         for report in reports:
-            print(*report.problems, sep="\n", end="\n" if report.problems else "")
+            for problem in report.problems:
+                print(" ".join(problem.splitlines()))
+    if failed:
+        return USER_ERROR
     return PROBLEMS if any(report.problems for report in reports) else 0
 
 
@@ -74,7 +88,7 @@ def _table(reports: Sequence[Report]) -> str:
             [
                 report.category,
                 *map(str, (report.train, good, defective, sum(report.masks.values()))),
-                next(iter(sizes)) if len(sizes) == 1 else f"{len(sizes)} sizes",
+                next(iter(sizes)) if len(sizes) == 1 else f"{len(sizes)} sizes" if sizes else "-",
                 str(len(report.problems)),
             ]
         )

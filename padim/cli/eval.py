@@ -123,7 +123,8 @@ def read_test_images(category: Category, config: Config, options: argparse.Names
     from padim.data.transform import Transform
 
     if not category.test:
-        raise PadimError(f"category {category.name!r} has no test images: {EXPECTED}")
+        missing = "pass --test or --defect" if in_own_folders(options) else EXPECTED
+        raise PadimError(f"category {category.name!r} has no test images: {missing}")
     return ImageLoader(category.test, Transform.of(config), workers=options.workers, strict=options.strict)
 
 

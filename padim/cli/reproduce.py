@@ -24,8 +24,7 @@ from padim.config import BACKBONES
 from padim.errors import PadimError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from padim.data.items import Category
     from padim.reproduce import Experiment, Row, Run
 
 log = logging.getLogger(__name__)
@@ -70,95 +69,106 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parser().parse_args(arguments)
 
+    from padim.backbones import digest
     from padim.files import check_writable
     from padim.jobs import backbone_weights
     from padim.reproduce import ablation, ablations, preset, table
 
     names = ablations() if "all" in options.ablation else options.ablation
     experiments = [*map(preset, options.preset), *map(ablation, names)] or [preset("pytorch-r18")]
-    files = _weights_files(options.weights)
+    backbones = sorted({experiment.config.backbone for experiment in experiments})
+    files = _weights_files(options.weights, backbones)
+    found, missing = _categories(options)
     check_writable(options.output)
-    runs, missing = _runs(experiments, options)
-    backbones = {experiment.config.backbone for experiment in experiments}
-    weights = {backbone: backbone_weights(backbone, files) for backbone in backbones}
-    failed = _execute(runs, weights, files, options)
+    digests = {backbone: digest(backbone_weights(backbone, files)) for backbone in backbones}
+    runs = {experiment.name: _runs(experiment, found, digests, options) for experiment in experiments}
+    failed = _execute([run for several in runs.values() for run in several], files, options)
 
     tables: dict[str, list[Row]] = {}
     for experiment in experiments:
         results: dict[str, list[dict[str, Any]]] = {}
         for run in runs[experiment.name]:
-            figures = run.result(weights[experiment.config.backbone])
+            figures = run.result()
             if figures is not None:
                 results.setdefault(run.category.name, []).append(figures)
         whole = max(map(len, results.values()), default=0)
         complete = {name: seeds for name, seeds in results.items() if len(seeds) == whole}
+        if len(complete) < len(results):
+            partial = ", ".join(sorted(set(results) - set(complete)))
+            log.warning("%s: left out, since not all of their seeds are done: %s", experiment.name, partial)
         if complete:
             tables[experiment.name] = table(experiment.name, complete)
-    _print(tables, missing, options.json)
+    _print(tables, options.json)
     _write(options.output, tables)
-    return USER_ERROR if failed else 0
+    return USER_ERROR if failed or missing else 0
 
 
-def _runs(experiments: Sequence[Experiment], options: argparse.Namespace) -> tuple[dict[str, list[Run]], list[str]]:
-    """The runs of each experiment, and the categories of MVTec AD that are not there."""
+def _categories(options: argparse.Namespace) -> tuple[list[Category], int]:
+    """The categories that there are, and how many of those that were named are not."""
     from padim.data.layouts import categories, find_category
     from padim.published import GROUPS
-    from padim.reproduce import Run
 
     there = categories(options.data)
-    names = there if "all" in options.category else list(dict.fromkeys(options.category))
+    every = "all" in options.category
+    names = list(dict.fromkeys(there if every else options.category))
     found = [find_category(options.data, name) for name in names if name in there]
-    missing = [name for name in (GROUPS["all"] if "all" in options.category else names) if name not in there]
+    known = GROUPS["all"] if any(name in GROUPS["all"] for name in there) else ()
+    missing = [name for name in (known if every else names) if name not in there]
     if not found:
         raise PadimError(f"none of the categories is in {options.data} (there: {', '.join(there)})")
-    runs = {}
-    for experiment in experiments:
-        seeds = options.seeds if experiment.seeded else 1
-        runs[experiment.name] = [
-            Run(experiment.with_seed(seed), category, options.output / experiment.name / f"{category.name}-{seed}.json")
-            for category in found
-            for seed in range(seeds)
-        ]
-    return runs, missing
+    if missing:
+        log.warning("not there: %s", ", ".join(missing))
+    return found, 0 if every else len(missing)
 
 
-def _execute(
-    runs: Mapping[str, Sequence[Run]],
-    weights: Mapping[str, Mapping[str, Tensor]],
-    files: Mapping[str, Path],
-    options: argparse.Namespace,
-) -> int:
+def _runs(
+    experiment: Experiment, found: Sequence[Category], digests: Mapping[str, str], options: argparse.Namespace
+) -> list[Run]:
+    """The runs of an experiment: its seeds on every category."""
+    from padim.reproduce import Run
+
+    folder, sha256 = options.output / experiment.name, digests[experiment.config.backbone]
+    return [
+        Run(experiment.with_seed(seed), category, sha256, folder / f"{category.name}-{seed}.json")
+        for category in found
+        for seed in range(options.seeds if experiment.seeded else 1)
+    ]
+
+
+def _execute(runs: Sequence[Run], files: Mapping[str, Path], options: argparse.Namespace) -> int:
     """Do what is not done yet; returns how many runs failed."""
+    from contextlib import closing
+
     from tqdm import tqdm
 
     from padim.jobs import execute, most_jobs
 
-    every = [run for several in runs.values() for run in several]
-    todo = [run for run in every if run.result(weights[run.experiment.config.backbone]) is None]
+    todo = [run for run in runs if run.result() is None]
     device = pick_device(options.device)
-    jobs = min(options.jobs or most_jobs(device, cores()), max(1, len(todo)))
-    outcomes = execute(todo, files, device, cores(), jobs)
+    jobs = min(options.jobs or most_jobs(todo, device, cores()), max(1, len(todo)))
     failed = 0
-    for run, problem in tqdm(outcomes, desc="runs", total=len(todo), unit="run", disable=None):
-        if problem:
-            log.error("%s, %s: %s", run.experiment.name, run.category.name, problem)
-            failed += 1
+    with closing(execute(todo, files, device, cores(), jobs)) as outcomes:
+        for run, problem in tqdm(outcomes, desc="runs", total=len(todo), unit="run", disable=None):
+            if problem:
+                log.error("%s, %s: %s", run.experiment.name, run.category.name, problem)
+                failed += 1
     return failed
 
 
-def _weights_files(entries: Sequence[str]) -> dict[str, Path]:
-    """`resnet18=FILE` or, for ResNet18, `FILE`."""
+def _weights_files(entries: Sequence[str], backbones: Sequence[str]) -> dict[str, Path]:
+    """`resnet18=FILE`, or `FILE` where there is only one backbone."""
     files = {}
     for entry in entries:
-        backbone, separator, path = entry.partition("=")
-        if separator and backbone in BACKBONES:
-            files[backbone] = Path(path)
-        else:
-            files["resnet18"] = Path(entry)
+        backbone, separator, path = entry.rpartition("=")
+        if not separator and len(backbones) == 1:
+            backbone = backbones[0]
+        if backbone not in BACKBONES:
+            raise PadimError(f"--weights {entry}: say for which backbone, as in {backbones[0]}=FILE")
+        files[backbone] = Path(path)
     return files
 
 
-def _print(tables: Mapping[str, Sequence[Row]], missing: Sequence[str], as_json: bool) -> None:
+def _print(tables: Mapping[str, Sequence[Row]], as_json: bool) -> None:
     import dataclasses
 
     from padim.report.tables import as_rows
@@ -168,17 +178,17 @@ def _print(tables: Mapping[str, Sequence[Row]], missing: Sequence[str], as_json:
             print(json.dumps({"experiment": name, "rows": [dataclasses.asdict(row) for row in rows]}))
         else:
             print(f"{name}\n{aligned(as_rows(rows))}\n")
-    if missing:
-        log.warning("not there: %s", ", ".join(missing))
 
 
 def _write(folder: Path, tables: Mapping[str, Sequence[Row]]) -> None:
+    """Write the tables of each experiment beside its results."""
     from padim.files import atomic_write
     from padim.report.tables import as_csv, as_html, as_markdown
 
-    for name, text in (("csv", as_csv), ("md", as_markdown), ("html", as_html)):
-        with atomic_write(folder / f"tables.{name}") as temporary:
-            temporary.write_text(text(tables), encoding="utf-8")
+    for experiment, rows in tables.items():
+        for suffix, text in (("csv", as_csv), ("md", as_markdown), ("html", as_html)):
+            with atomic_write(folder / experiment / f"table.{suffix}") as temporary:
+                temporary.write_text(text({experiment: rows}), encoding="utf-8")
 
 
 if __name__ == "__main__":

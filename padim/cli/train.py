@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.print_config:
         print(config.to_toml(), end="")
         return 0
+    options.eval = options.eval or options.report
     names = _names(options)
 
     from padim.backbones import download_weights, read_weights
@@ -116,6 +117,8 @@ def _names(options: argparse.Namespace) -> list[str]:
     if in_own_folders(options):
         if not options.normal or len(given) > 1 or "all" in given:
             raise PadimError("images of your own: pass --normal DIR, and --category NAME for one name at most")
+        if not options.eval and (options.test or options.defect or options.masks):
+            raise PadimError("--test, --defect and --masks are for --eval: pass that too")
         return given or [options.normal.resolve().name]
     if not given:
         raise PadimError("which category? Pass --category NAME, --category all, or --normal DIR for your own images")

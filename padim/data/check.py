@@ -58,6 +58,7 @@ def check_category(root: Path, category: Category, results: Iterable[ItemResult]
     for result in results:
         problems += result.problems
         sizes.update([result.size] if result.size else [])
+    problems += _general_problems(category)
     problems += _masks_without_image(root / category.name / "ground_truth", category)
     return _with_differences(
         Report(
@@ -95,6 +96,18 @@ def _check_item(item: Item) -> ItemResult:
     elif item.anomalous:
         problems.append(f"{item.path}: no mask")
     return ItemResult(f"{image.width} x {image.height}", problems)
+
+
+def _general_problems(category: Category) -> list[str]:
+    """What no data set should have."""
+    paths = Counter(item.path for item in (*category.train, *category.test))
+    problems = [f"{path}: listed {count} times" for path, count in paths.items() if count > 1]
+    if len(category.train) < 2:
+        problems.append(f"{category.name}: {len(category.train)} training images, at least two are needed")
+    for kind, wanted in (("normal", False), ("defective", True)):
+        if not any(item.anomalous == wanted for item in category.test):
+            problems.append(f"{category.name}: no {kind} test images")
+    return problems
 
 
 def _masks_without_image(folder: Path, category: Category) -> list[str]:

@@ -12,10 +12,14 @@ plain folders   whatever the user names
 from __future__ import annotations
 
 import csv
+import logging
+from itertools import permutations
 from pathlib import Path
 
 from padim.data.items import GOOD, SUFFIXES, Category, Item, image_with_stem, images_below, images_in
 from padim.errors import PadimError
+
+log = logging.getLogger(__name__)
 
 # The folders of normal images: MVTec's name, and BTAD's.
 _NORMAL = (GOOD, "ok")
@@ -26,7 +30,7 @@ EXPECTED = (
     "expected ROOT/CATEGORY/train/good/*.png, ROOT/CATEGORY/test/good/*.png, ROOT/CATEGORY/test/DEFECT/*.png"
     " and ROOT/CATEGORY/ground_truth/DEFECT/*_mask.png, as MVTec AD has them"
     " (https://www.mvtec.com/company/research/datasets/mvtec-ad), or the layout of BTAD, MVTec 3D-AD or VisA;"
-    " for images in folders of your own use --normal DIR"
+    " images in folders of your own are named with --normal, --test and --defect"
 )
 
 
@@ -53,8 +57,7 @@ def find_category(root: Path, name: str) -> Category:
     Raises:
         PadimError: it isn't there, or has no images.
     """
-    if Path(name).name != name:
-        raise PadimError(f"category {name!r} is not the name of a folder in {root}: pass its folder with --data")
+    _check_name(name)
     if (root / _VISA).is_file():
         category = _visa_category(root, name)
     else:
@@ -81,22 +84,51 @@ def plain_category(
         normal: images to learn from.
         test: images to test on: normal ones, or, where it has a folder `good`, a folder a defect type.
         defect: defective images to test on; folders in it are defect types.
-        masks: ground truth of the defective images, named as they are, or with `_mask` behind that.
+        masks: ground truth of the defective images, in the same folders under the same names, or with `_mask`
+            behind them.
 
     Raises:
-        PadimError: a folder isn't there, or has no images.
+        PadimError: a folder isn't there, has no images or is in another one, or the name is no folder's.
     """
+    _check_name(name)
+    _check_apart([folder for folder in (normal, test, defect) if folder])
     train = [Item(path, GOOD) for path in _found_below(normal)] if normal else []
     tests: list[Item] = []
     if test and any((test / good).is_dir() for good in _NORMAL):
-        tests += [_with_mask(item, test, masks) for item in _labelled(test)]
+        tests += _by_kind(test, masks)
     elif test:
-        tests += [Item(path, GOOD) for path in _found_below(test)]
+        tests += [Item(path, GOOD) for path in _found_below(test, masks)]
+        if any(path.is_dir() for path in test.iterdir()):
+            log.warning(
+                "all images below %s are taken as normal; with a folder good in it, the others are defects", test
+            )
     if defect:
-        for path in _found_below(defect):
+        for path in _found_below(defect, masks):
             inside = path.relative_to(defect).parts[:-1]
             tests.append(_with_mask(Item(path, inside[0] if inside else "defect"), defect, masks))
     return Category(name, train, tests)
+
+
+def _check_name(name: str) -> None:
+    if name in ("", "..") or Path(name).name != name:
+        raise PadimError(f"category {name!r} is not the name of a folder: pass --category NAME")
+
+
+def _check_apart(folders: list[Path]) -> None:
+    """Refuse folders that contain one another, whose images would be both learned and tested."""
+    for folder, other in permutations([folder.resolve() for folder in folders], 2):
+        if folder.is_relative_to(other):
+            raise PadimError(f"the folder {folder} is in {other}: take folders that are apart")
+
+
+def _by_kind(folder: Path, masks: Path | None) -> list[Item]:
+    """The images in the folders of a folder, searched recursively, which are called by their defect types."""
+    items = []
+    for kind in sorted(path for path in folder.iterdir() if path.is_dir()):
+        defect = GOOD if kind.name in _NORMAL else kind.name
+        exclude = masks.resolve() if masks else None
+        items += [_with_mask(Item(path, defect), folder, masks) for path in images_below(kind, exclude)]
+    return items
 
 
 def find_mask(path: Path) -> Path | None:
@@ -137,15 +169,14 @@ def _missing_mask(path: Path) -> Path | None:
 def _with_mask(item: Item, folder: Path, masks: Path | None) -> Item:
     """An item of plain folders with its mask, which lies below `masks` as the image does below `folder`."""
     if masks is None or not item.anomalous:
-        return Item(item.path, item.defect)
+        return item
     place = masks / item.path.relative_to(folder).parent
-    stem = item.path.stem
-    mask = image_with_stem(place, stem, f"{stem}_mask") or image_with_stem(masks, stem, f"{stem}_mask")
-    return Item(item.path, item.defect, mask or place / f"{stem}.png")
+    mask = image_with_stem(place, item.path.stem, f"{item.path.stem}_mask")
+    return Item(item.path, item.defect, mask or place / f"{item.path.stem}.png")
 
 
-def _found_below(folder: Path) -> list[Path]:
-    images = list(images_below(folder))
+def _found_below(folder: Path, exclude: Path | None = None) -> list[Path]:
+    images = list(images_below(folder, exclude.resolve() if exclude else None))
     if not images:
         raise PadimError(f"no images in the folder {folder} ({', '.join(sorted(SUFFIXES))})")
     return images
@@ -164,7 +195,7 @@ def _visa_category(root: Path, name: str) -> Category:
 def _visa_rows(root: Path) -> list[dict[str, str]]:
     path = root / _VISA
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, restval=""))
     except (OSError, ValueError, csv.Error) as error:
         raise PadimError(f"can't read {path}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,13 +57,13 @@ class Transform:
     def posed(self, path: Path) -> Transform:
         """The transform of one image: this one, unless images are turned and cropped at random.
 
-        That is the non-aligned protocol of Defard et al. 2020. The pose depends on the seed and on
-        the last three parts of the path, so that a mask gets that of its image, in every run.
+        That is the non-aligned protocol of Defard et al. 2020. The pose depends on the seed and on the
+        last four parts of the absolute path, so that an image has the same one in every run.
         """
         if self.rotation == 0:
             return self
-        name = "/".join(path.parts[-3:])
-        angle, x, y = np.random.default_rng([self.seed, zlib.crc32(name.encode())]).random(3)
+        name = "/".join(path.absolute().parts[-4:])
+        angle, x, y = np.random.default_rng([self.seed, zlib.crc32(os.fsencode(name))]).random(3)
         return dataclasses.replace(self, angle=(2 * angle - 1) * self.rotation, place=(x, y))
 
     def image(self, image: Image.Image) -> Image.Image:

@@ -30,6 +30,11 @@ _VERDICTS = {
     "passed": "passed as normal",
     "undecided": "no threshold",
 }
+_ABOUT_THRESHOLDS = (
+    "Sorted by how wrong the verdict is. Both thresholds are those of the largest F1 on these very images: they have"
+    " seen the answers."
+)
+_NO_THRESHOLD = "Without normal and defective images there is no threshold; sorted by score."
 _THUMBNAIL = 256  # pixels
 
 
@@ -73,9 +78,10 @@ def report_page(
 
 
 def _wrongness(result: ImageResult, threshold: float | None) -> float:
-    """How far a score lies on the wrong side of the threshold."""
-    beyond = result.score - (threshold or 0.0)
-    return -beyond if result.item.anomalous else beyond
+    """How far a score lies on the wrong side of the threshold; the score itself where there is none."""
+    if threshold is None:
+        return result.score
+    return threshold - result.score if result.item.anomalous else result.score - threshold
 
 
 def _verdict(result: ImageResult, threshold: float | None) -> str:
@@ -133,9 +139,14 @@ def write_report(
         The page's path.
     """
     figures = _figures(metrics, results)
-    for name, figure in figures.items():
-        save_figure(folder / "report", name.replace(" ", "-"), figure)
+    for name in ("per-region overlap", "ROC curves", "image scores"):
+        if name in figures:
+            save_figure(folder / "report", name.replace(" ", "-"), figures[name])
+        else:  # one that an earlier evaluation left
+            for suffix in ("png", "svg"):
+                (folder / "report" / f"{name.replace(' ', '-')}.{suffix}").unlink(missing_ok=True)
     summary = {name: _number(value) for name, value in dataclasses.asdict(metrics).items()}
+    note = _NO_THRESHOLD if metrics.image_f1_threshold is None else _ABOUT_THRESHOLDS
     page = report_page(
         category,
         {"images": str(len(results))} | {name.replace("_", " "): value for name, value in summary.items()},
@@ -145,12 +156,11 @@ def write_report(
         metrics.pixel_f1_threshold,
         scale,
         f"Heatmaps from black, a distance of {scale.low:g}, to yellow, {scale.high:.1f} and above. Contours: ground"
-        " truth white, prediction cyan. Sorted by how wrong the verdict is. Both thresholds are those of the largest"
-        " F1 on these very images: they have seen the answers.",
+        f" truth white, prediction cyan. {note}",
     )
     path = folder / "report.html"
     with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # file names may be anything
     return path
 
 

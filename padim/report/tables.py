@@ -24,12 +24,12 @@ def as_csv(tables: Tables) -> str:
     """One line a category and metric."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["experiment", "category", "metric", "mean", "deviation", "published", "difference"])
+    writer.writerow(["experiment", "category", "images", "metric", "mean", "deviation", "published", "difference"])
     for experiment, rows in tables.items():
         for row in rows:
             for metric, cell in row.cells.items():
                 figures = (cell.mean, cell.deviation, cell.published, cell.difference)
-                writer.writerow([experiment, row.name, metric, *(_number(figure) for figure in figures)])
+                writer.writerow([experiment, row.name, row.images, metric, *(_number(figure) for figure in figures)])
     return text.getvalue()
 
 
@@ -70,11 +70,15 @@ def _caption(experiment: str) -> list[str]:
 
 
 def _header(rows: Sequence[Row]) -> list[str]:
-    return ["category", *(entry for metric in rows[0].cells for entry in (_NAMES[metric], "published", "difference"))]
+    return [
+        "category",
+        "images",
+        *(entry for metric in rows[0].cells for entry in (_NAMES[metric], "published", "difference")),
+    ]
 
 
 def _entries(row: Row) -> list[str]:
-    return [row.name, *(entry for cell in row.cells.values() for entry in _cell_entries(cell))]
+    return [row.name, row.images, *(entry for cell in row.cells.values() for entry in _cell_entries(cell))]
 
 
 def _cell_entries(cell: Cell) -> list[str]:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
@@ -89,6 +94,14 @@ def test_folders_of_ones_own_give_the_figures_of_the_layout(run, data_root, weig
     only_good = run("eval", "--output", tmp_path / "runs", "--test", texture / "test/good", "--json")
     assert (only_good.code, json.loads(only_good.out)["image_auroc"]) == (0, None)
 
+    for folders, message in (
+        (("--normal", parts / "ok", "--defect", parts / "bad"), "are for --eval"),
+        (("--normal", parts, "--eval", "--defect", parts / "bad"), "take folders that are apart"),
+        (("--normal", parts / "ok", "--category", "../out"), "not the name of a folder"),
+    ):
+        refused = run("train", *folders, *common)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert message in refused.err
     refused = run("train", "--defect", parts / "bad", *common)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "pass --normal DIR" in refused.err
@@ -209,7 +222,7 @@ def test_reproduce_prints_and_writes_tables_and_does_nothing_twice(run, data_roo
     ]
     assert first.out.count("±") == 3 * 5
     for name in ("csv", "md", "html"):
-        assert "random100" in (tmp_path / f"results/tables.{name}").read_text()
+        assert "random100" in (tmp_path / f"results/random100/table.{name}").read_text()
 
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*/*.json")}
     assert len(times) == 2 * (1 + 2)
@@ -226,6 +239,30 @@ def test_reproduce_goes_on_after_a_failure(run, data_root, weights_file, tmp_pat
     arguments = ("--data", root, "--weights", weights_file, "--output", tmp_path / "results", "--device", "cpu")
     result = run("reproduce", "--ablation", "layer3", "--json", *arguments)
     assert result.code == 2
-    assert "ERROR: layer3, pill: a Gaussian needs at least two training images" in result.err
+    assert "ERROR: layer3, pill: a run needs training images and test images" in result.err
     assert json.loads(result.out)["rows"][0]["name"] == "wood"
     assert run("reproduce", "--preset", "nothing", *arguments).code == 2
+    named = run("reproduce", "--ablation", "layer3", "--category", "wood", "tile", *arguments)
+    assert (named.code, named.err) == (2, "WARNING: not there: tile\n")
+    assert "wood" in named.out
+    for weights in (("a.pth", "b.pth"), ("resnet=a.pth",)):
+        refused = run("reproduce", "--preset", "pytorch-r18", "pytorch-wr50", "--data", root, "--weights", *weights)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert "say for which backbone, as in resnet18=FILE" in refused.err
+
+
+def test_ctrl_c_stops_every_process(data_root, weights_file, tmp_path):
+    arguments = ("--ablation", "random100", "--category", "texture", "--data", data_root, "--weights", weights_file)
+    command = [sys.executable, "-m", "padim.cli.reproduce", *arguments, "--seeds", "40", "--jobs", "2"]
+    where = ("--output", tmp_path / "results", "--device", "cpu")
+    process = subprocess.Popen(
+        [*map(str, command), *map(str, where)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(tmp_path.glob("results/*/*.json")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "interrupted\n")
+    assert len(list(tmp_path.glob("results/*/*.json"))) < 20
+    assert not list(tmp_path.glob("results/**/*.tmp"))

@@ -264,11 +264,11 @@ def test_what_cannot_be_used_is_named_and_counted_and_costs_nothing_else(broken,
     assert (loader.skipped, loader.unmasked) == (1, 4)
     assert [sample.mask is None for sample in samples] == [True, True, True, False, True, True]
     assert samples[3].mask.all()
-    for text in ("bad.png", "hole_mask.png: ", "narrow.png is 20 x 90"):
+    for text in ("bad.png", "hole_mask.png", "narrow.png is 20 x 90"):
         assert text in caplog.text
 
 
-@pytest.mark.parametrize(("number", "message"), [(0, "bad.png"), (1, "hole_mask.png: "), (3, "narrow.png")])
+@pytest.mark.parametrize(("number", "message"), [(0, "bad.png"), (1, "hole_mask.png"), (3, "narrow.png")])
 def test_strict_stops_at_the_first_problem(broken, number, message):
     loader = ImageLoader(broken[number:], Transform.of(Config()), workers=2, strict=True)
     with pytest.raises(ImageError, match=message):

@@ -101,6 +101,31 @@ def test_folders_of_any_name(tmp_path):
         plain_category("cap", tmp_path / "nowhere")
 
 
+def test_masks_among_the_defective_images_are_not_images(tmp_path):
+    make(tmp_path, "bad/d.png", "bad/masks/d.png")
+    category = plain_category("cap", defect=tmp_path / "bad", masks=tmp_path / "bad/masks")
+    assert category.test == [Item(tmp_path / "bad/d.png", "defect", tmp_path / "bad/masks/d.png")]
+
+
+def test_a_mask_of_the_same_name_in_another_folder_is_another_images(tmp_path):
+    make(tmp_path, "bad/x/0.png", "bad/y/0.png", "masks/x/0.png", "masks/0.png")
+    masks = [item.mask for item in plain_category("cap", defect=tmp_path / "bad", masks=tmp_path / "masks").test]
+    assert masks == [tmp_path / "masks/x/0.png", tmp_path / "masks/y/0.png"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/"])
+def test_names_of_no_folder_are_refused(tmp_path, name):
+    make(tmp_path, "ok/a.png")
+    with pytest.raises(PadimError, match="not the name of a folder"):
+        plain_category(name, tmp_path / "ok")
+
+
+def test_folders_in_folders_are_refused(tmp_path):
+    make(tmp_path, "parts/a.png", "parts/bad/b.png")
+    with pytest.raises(PadimError, match="folders that are apart"):
+        plain_category("cap", tmp_path / "parts", defect=tmp_path / "parts/bad")
+
+
 def test_a_test_folder_with_a_folder_good_has_defect_types(tmp_path):
     make(tmp_path, "test/good/a.png", "test/dent/b.png", "test/dent/c.png", "masks/dent/b.png", "other/d.png")
     category = plain_category("cap", test=tmp_path / "test", masks=tmp_path / "masks")

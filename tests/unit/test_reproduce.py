@@ -3,20 +3,23 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 from conftest import SMALL
 
-from padim import Padim, PadimError, published
+from padim import Padim, PadimError, jobs, published
 from padim.ablations import PcaPadim, SumOfMaps
 from padim.data.layouts import find_category
+from padim.jobs import execute
 from padim.report.tables import as_csv, as_html, as_markdown
 from padim.reproduce import Experiment, Run, ablation, ablations, preset, table
 
 
 def figures(image, pixel=0.9, aupro=0.8):
-    return {"image_auroc": image, "pixel_auroc": pixel, "aupro": aupro}
+    counts = {"images": 20, "skipped": 0, "unmasked": 0}
+    return {"image_auroc": image, "pixel_auroc": pixel, "aupro": aupro, **counts}
 
 
 def test_published_figures_and_their_groups():
@@ -75,33 +78,91 @@ def test_seeds_give_mean_and_deviation():
 
 
 def test_tables_are_written_in_every_form():
-    tables = {"pytorch-r18": table("pytorch-r18", {"bottle": [figures(0.99)], "<b>": [figures(None)]})}
+    broken = {**figures(None), "skipped": 2, "unmasked": 1}
+    tables = {"pytorch-r18": table("pytorch-r18", {"bottle": [figures(0.99)], "<b>": [broken]})}
     rows = list(csv.DictReader(io.StringIO(as_csv(tables))))
-    assert len(rows) == 4 * 3
+    assert len(rows) == 5 * 3
     assert rows[0] == {
         "experiment": "pytorch-r18",
         "category": "bottle",
+        "images": "20",
         "metric": "image",
         "mean": "0.990000",
         "deviation": "",
         "published": "0.996000",
         "difference": "-0.006000",
     }
-    assert "| bottle | 0.9900 | 0.996 | -0.0060 | 0.9000 | 0.981 | -0.0810 | 0.8000 | - | - |" in as_markdown(tables)
-    assert "<td>bottle</td><td>0.9900</td><td>0.996</td>" in as_html(tables)
+    assert "| bottle | 20 | 0.9900 | 0.996 | -0.0060 | 0.9000 | 0.981 | -0.0810 | 0.8000 | - | - |" in as_markdown(
+        tables
+    )
+    assert "| <b> | 20 (2 skipped, 1 without mask) | - | - | - | 0.9000 |" in as_markdown(tables)
+    assert "| mean of these 2 | 40 (2 skipped, 1 without mask) | - | - | - | 0.9000 |" in as_markdown(tables)
+    assert "<td>bottle</td><td>20</td><td>0.9900</td><td>0.996</td>" in as_html(tables)
     assert "&lt;b&gt;" in as_html(tables)
     assert "<b>" not in as_html(tables)
 
 
+def test_a_group_with_a_category_that_has_no_figure_has_none_either():
+    rows = table("pytorch-r18", {"bottle": [figures(0.9)], "cable": [figures(0.9, pixel=None)]})
+    cells = {row.name: row.cells for row in rows}["objects (2 of 10)"]
+    assert (cells["pixel"].mean, cells["pixel"].difference) == (None, None)
+    assert cells["image"].mean == pytest.approx(0.9)
+
+
+def test_memory_is_estimated_by_what_an_experiment_holds():
+    sizes = {name: ablation(name).memory_bytes() / 1e9 for name in ("random100", "joined", "pca200", "non-aligned")}
+    assert 1.0 < sizes["random100"] < 1.2
+    assert 1.6 < sizes["joined"] < 2.5
+    assert sizes["joined"] < sizes["pca200"] < 5
+    assert 2.0 < sizes["non-aligned"] < 4
+
+
 def test_a_run_is_done_until_anything_it_depends_on_changes(data_root, random_weights, tmp_path):
-    category = find_category(data_root, "texture")
-    run = Run(Experiment("small", SMALL), category, tmp_path / "texture-0.json")
-    assert run.result(random_weights) is None
+    shutil.copytree(data_root / "texture", tmp_path / "texture")
+    category = find_category(tmp_path, "texture")
+    run = Run(Experiment("small", SMALL), category, "digest", tmp_path / "texture-0.json")
+    assert run.result() is None
     first = run.execute(random_weights, "cpu", 1)
-    assert run.result(random_weights) == first
-    assert replace(run, experiment=Experiment("small", SMALL).with_seed(1)).result(random_weights) is None
-    assert replace(run, category=replace(category, train=category.train[1:])).result(random_weights) is None
-    assert run.result(random_weights | {"conv1.weight": random_weights["conv1.weight"] + 1}) is None
+    assert run.result() == first
+    assert replace(run, experiment=Experiment("small", SMALL).with_seed(1)).result() is None
+    assert replace(run, category=replace(category, train=category.train[1:])).result() is None
+    assert replace(run, weights_sha256="another").result() is None
+    mask = tmp_path / "texture/ground_truth/stain/000_mask.png"
+    mask.write_bytes(mask.read_bytes() + b" ")
+    assert run.result() is None
     for text in ("", "{}", "[]", json.dumps({"key": 1})):
         run.path.write_text(text)
-        assert run.result(random_weights) is None
+        assert run.result() is None
+    with pytest.raises(PadimError, match="needs training images and test images"):
+        replace(run, category=replace(category, test=[])).execute(random_weights, "cpu", 1)
+
+
+@pytest.fixture
+def runs(data_root, tmp_path):
+    category = find_category(data_root, "texture")
+    return [Run(Experiment("small", SMALL).with_seed(n), category, "", tmp_path / f"{n}.json") for n in range(4)]
+
+
+def test_a_process_that_dies_costs_the_run_that_it_was_at(runs, weights_file, monkeypatch):
+    outcomes = execute(runs, {"resnet18": weights_file}, "cpu", 2, jobs=2)
+    workers = []
+    start = jobs._Worker.start
+    monkeypatch.setattr(jobs._Worker, "start", lambda *a: workers.append(start(*a)) or workers[-1])
+    first = next(outcomes)
+    busy = next(worker for worker in workers if worker.run is not first[0])
+    busy.process.kill()
+    killed = busy.run.path
+    found = {run.path: problem for run, problem in [first, *outcomes]}
+    assert set(found) == {run.path for run in runs}
+    assert [path for path, problem in found.items() if problem] in ([], [killed])  # it may have been done already
+    assert found[killed] is None or "its process died" in found[killed]
+    assert len(workers) == 3
+    for worker in workers:
+        worker.process.join(10)
+        assert not worker.process.is_alive()
+
+
+def test_an_error_of_any_kind_is_that_runs_alone(runs, weights_file):
+    broken = replace(runs[0], experiment=replace(runs[0].experiment, detector=lambda *a, **k: 1 / 0))
+    found = [problem for _, problem in execute([broken, runs[1]], {"resnet18": weights_file}, "cpu", 2, jobs=1)]
+    assert found == ["ZeroDivisionError: division by zero", None]

@@ -24,7 +24,7 @@ PROBLEMS = 1
 def parser() -> Parser:
     """The command's options."""
     result = Parser(prog="padim-data", description="Look at a data set.")
-    actions = result.add_subparsers(required=True, metavar="ACTION", parser_class=Parser)
+    actions = result.add_subparsers(required=True, metavar="ACTION", parser_class=Parser, help="what to do")
     check = actions.add_parser(
         "check",
         help="read every image and mask; compare MVTec AD with its published counts",

@@ -186,30 +186,61 @@ class Gaussian:
 
     def squared_distances(self, features: Sequence[Tensor]) -> Tensor:
         """Squared Mahalanobis distances `[cells, n]` on the finest grid of `[cells_i, d_i, n]` features."""
+        return _squared(self._whiten(features))
+
+    def left_out_distances(self, features: Sequence[Tensor], count: int, epsilon: float) -> Tensor:
+        """Squared distances `[cells, n]` of training images, had each been left out of the fit to `count` images.
+
+        Without image x, the covariance is (n-1)/(n-2) (S - epsilon/(n-1) - n/(n-1)^2 v v^T), where S is
+        that of all images with its regulariser and v = x - mean. With q = v^T (S - epsilon/(n-1))^-1 v
+        the Sherman-Morrison formula gives (n/(n-1))^2 (n-2)/(n-1) q / (1 - n/(n-1)^2 q), and q itself is
+        v^T S^-1 v + epsilon/(n-1) |S^-1 v|^2 to first order, the second being smaller by a factor of n.
+
+        Args:
+            features: of images that the Gaussian was fitted to, `[cells_i, d_i, n]` a level.
+            count: how many images it was fitted to, at least 3.
+            epsilon: what was added to the diagonal.
+        """
+        whitened, n = self._whiten(features), count
+        q = _squared(whitened) + epsilon / (n - 1) * self._solved_norms(whitened)
+        left = (1 - n / (n - 1) ** 2 * q).clamp(min=torch.finfo(q.dtype).eps)
+        return (n / (n - 1)) ** 2 * (n - 2) / (n - 1) * q / left
+
+    def _whiten(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """w of every level, `[cells_i, n, d_i]`, by forward substitution from coarse to fine."""
         # Images before channels: the batched products are several times faster than the other way round.
-        centred = [(level - mean).mT for level, mean in zip(features, self.mean, strict=True)]  # [cells_i, n, d_i]
-        squared = centred[0].new_zeros(centred[0].shape[:2])
+        centred = [(level - mean).mT for level, mean in zip(features, self.mean, strict=True)]
         whitened: list[Tensor] = []
         for (*left, own), level in zip(self.factors, centred, strict=True):
-            below = _from_coarser(left, whitened, level)
-            whitened.append(torch.bmm(level - below, own.mT))
-            inside = len(level) // len(squared)  # cells of this level in one of the level above
-            squared = squared.repeat_interleave(inside, dim=0) + whitened[-1].square().sum(dim=2)
-        return squared
+            whitened.append(torch.bmm(level - _from_coarser(left, whitened, level), own.mT))
+        return whitened
+
+    def _solved_norms(self, whitened: Sequence[Tensor]) -> Tensor:
+        """|S^-1 v|^2 from w, `[cells, n]` on the finest grid, by backward substitution from fine to coarse."""
+        cells = len(whitened[-1])
+        solved: list[Tensor] = []  # S^-1 v of the levels from i on, `[cells, n, d_k]`
+        for i in reversed(range(len(whitened))):
+            rest = whitened[i].repeat_interleave(cells // len(whitened[i]), dim=0)
+            for row, fine in zip(self.factors[i + 1 :], solved, strict=True):
+                rest = rest - _times(fine, row[i])
+            solved.insert(0, _times(rest, self.factors[i][i]))
+        return torch.stack([level.square().sum(dim=2) for level in solved]).sum(dim=0)
 
 
-def leave_one_out(squared: Tensor, n: int) -> Tensor:
-    """Squared distances of training images, had each been left out of the fit.
+def _times(fine: Tensor, blocks: Tensor) -> Tensor:
+    """`[cells, n, d]` times each one's matrix in `[cells_k, d, e]` of a coarser grid: `[cells, n, e]`."""
+    cells, n, d = fine.shape
+    stacked = fine.reshape(len(blocks), cells // len(blocks) * n, d)
+    return torch.bmm(stacked, blocks).view(cells, n, blocks.shape[2])
 
-    By the Sherman-Morrison formula: (n/(n-1))^2 (n-2)/(n-1) q / (1 - n/(n-1)^2 q), but for the
-    regulariser, which this scales by (n-1)/(n-2).
 
-    Args:
-        squared: squared distances q of images that the Gaussian was fitted to, of any shape.
-        n: how many images it was fitted to, at least 3.
-    """
-    left = (1 - n / (n - 1) ** 2 * squared).clamp(min=torch.finfo(squared.dtype).eps)
-    return (n / (n - 1)) ** 2 * (n - 2) / (n - 1) * squared / left
+def _squared(whitened: Sequence[Tensor]) -> Tensor:
+    """Squares summed over the levels, `[cells, n]` on the finest grid."""
+    squared = whitened[0].new_zeros(whitened[0].shape[:2])
+    for level in whitened:
+        inside = len(level) // len(squared)  # cells of this level in one of the level above
+        squared = squared.repeat_interleave(inside, dim=0) + level.square().sum(dim=2)
+    return squared
 
 
 def _factorise(blocks: Blocks) -> None:

@@ -8,6 +8,8 @@ those of the factors float16 where that was asked for.
 | `channels`         | [d], int64             | channels drawn from the joined levels, in drawn order |
 | `mean.I`           | [cells_I, d_I, 1]      | mean of level I, cells in the order of the pyramid    |
 | `factor.I.J`       | [cells_I, d_I, d_J]    | block of the Cholesky factor, inverted where J = I    |
+| `normal.scores`    | [images]               | scores of the training images, each left out of the fit |
+| `normal.pixels`    | [601]                  | quantiles of their maps, see `padim.calibration`      |
 | `backbone.KEY`     | as in the architecture | weights up to the last used layer, unless left out    |
 
 The metadata has one entry, `padim`: a JSON object of `version` (2), `config` (the fields of `Config`)
@@ -18,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,14 +43,14 @@ class About:
     Attributes:
         category: the category it was fitted to, or "".
         images: how many images it was fitted to.
-        normal_distance: about the distance of a fresh normal image where it deviates most, in the mean.
+        false_alarm_rate: the share of fresh normal images that its verdict may flag, in 0..1.
         weights_sha256: digest of the backbone's weights, see `padim.backbones.digest`.
         padim_version: the version of the package that wrote it.
     """
 
     category: str
     images: int
-    normal_distance: float
+    false_alarm_rate: float
     weights_sha256: str
     padim_version: str
 
@@ -58,8 +59,8 @@ class About:
         for name, kind in get_type_hints(type(self)).items():
             if type(getattr(self, name)) is not kind:
                 raise TypeError(f"{name}: {getattr(self, name)!r} is no {kind.__name__}")
-        if not math.isfinite(self.normal_distance):
-            raise ValueError(f"normal_distance: {self.normal_distance} is not finite")
+        if not 0 < self.false_alarm_rate < 1:
+            raise ValueError(f"false_alarm_rate: {self.false_alarm_rate} is not between 0 and 1")
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], config: Config, about: About) -> None:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import torch
 
     from padim.data.items import Category
-    from padim.data.loader import Sample
+    from padim.data.loader import ImageLoader, Sample
+    from padim.model import Padim
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +138,16 @@ def add_output_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_rate_option(parser: argparse._ActionsContainer, default: str) -> None:
+    """`--false-alarm-rate R`."""
+    parser.add_argument(
+        "--false-alarm-rate",
+        type=_rate,
+        metavar="R",
+        help=f"share of fresh normal images that may be called anomalous, in 0..1 (default: {default})",
+    )
+
+
 def add_report_option(parser: argparse.ArgumentParser) -> None:
     """`--report`."""
     parser.add_argument(
@@ -239,6 +250,45 @@ def progress(samples: Iterable[Sample], total: int, what: str) -> Iterator[Sampl
         yield from tqdm(samples, desc=what, total=total, unit="image", disable=None)
 
 
+class Batches:
+    """The images of a loader in batches `[n, 3, h, w]`, with a progress bar; can be gone through again."""
+
+    def __init__(self, loader: ImageLoader, size: int, what: str) -> None:
+        self.loader, self.size, self.what = loader, size, what
+        self.passes = 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        from padim.data.loader import batched, stack
+
+        self.passes += 1
+        self.loader.skipped = 0  # what can't be read is counted once
+        what = self.what if self.passes == 1 else f"{self.what}, calibration"
+        for batch in batched(progress(self.loader, len(self.loader), what), self.size):
+            yield stack(batch)
+
+
+def threshold_summary(model: Padim, rate: float | None = None) -> dict[str, float | None]:
+    """The calibrated threshold of a model for a false-alarm rate, by default its own.
+
+    Without a calibration, or where its images are too few for the rate, the threshold is None; that
+    is an error only for a rate that was asked for.
+
+    Raises:
+        PadimError: the model can't vouch for the rate that was asked for.
+    """
+    wanted = rate or model.about.false_alarm_rate
+    nothing: dict[str, float | None] = {"threshold": None, "false_alarm_rate": None, "pixel_threshold": None}
+    if model.calibration is None:
+        if rate:
+            raise PadimError("the model has no calibration: train it again without --no-calibration")
+        return nothing
+    if rate is None:  # what few images can vouch for is better than nothing
+        wanted = max(wanted, model.calibration.smallest_rate())
+    threshold = model.calibration.threshold(wanted)
+    pixel_threshold = model.calibration.pixel_threshold(wanted)
+    return {"threshold": threshold, "false_alarm_rate": wanted, "pixel_threshold": pixel_threshold}
+
+
 def peak_memory(device: torch.device) -> dict[str, int]:
     """The most memory in bytes that this process has had so far, and on a GPU if it computes there."""
     import torch
@@ -286,6 +336,13 @@ def finite(text: str) -> float:
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number")
     return number
+
+
+def _rate(text: str) -> float:
+    rate = finite(text)
+    if not 0 < rate < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return rate
 
 
 def positive(text: str) -> int:

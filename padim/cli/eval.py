@@ -17,6 +17,7 @@ from padim.cli.common import (
     add_folder_options,
     add_machine_options,
     add_output_option,
+    add_rate_option,
     add_report_option,
     add_scoring_options,
     aligned,
@@ -26,6 +27,7 @@ from padim.cli.common import (
     peak_memory,
     pick_device,
     progress,
+    threshold_summary,
     write_json,
 )
 from padim.errors import PadimError
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from padim.config import Config
     from padim.data.items import Category
     from padim.data.loader import ImageLoader
+    from padim.evaluate import ImageResult
     from padim.model import Padim
 
 log = logging.getLogger(__name__)
@@ -50,8 +53,11 @@ _COLUMNS = {
     "at": "pixel_f1_threshold",
     "image F1-max": "image_f1_max",
     "at ": "image_f1_threshold",
+    "threshold": "threshold",
+    "false alarms": "false_alarms",
+    "found": "defects_found",
 }
-_NO_MEAN = ("pixel_f1_threshold", "image_f1_threshold")
+_NO_MEAN = ("pixel_f1_threshold", "image_f1_threshold", "threshold")
 
 
 def parser() -> Parser:
@@ -68,6 +74,7 @@ def parser() -> Parser:
     add_output_option(result)
     add_scoring_options(result)
     add_machine_options(result)
+    add_rate_option(result, "as trained")
     add_report_option(result)
     result.add_argument("--json", action="store_true", help="print one JSON object a category instead of the table")
     return result
@@ -136,6 +143,7 @@ def evaluate_category(model: Padim, category: str, loader: ImageLoader, options:
     batch_size = options.batch_size or model.config.batch_size
     samples = progress(loader, len(loader), category)
     metrics, images = evaluate_model(model, samples, batch_size, keep_images=options.report)
+    verdict = threshold_summary(model, options.false_alarm_rate)
     figures = {
         "category": category,
         "images": len(images),
@@ -143,6 +151,8 @@ def evaluate_category(model: Padim, category: str, loader: ImageLoader, options:
         "skipped": loader.skipped,
         "unmasked": loader.unmasked,
         **dataclasses.asdict(metrics),
+        **verdict,
+        **_flagged(images, verdict["threshold"]),
         "seconds": round(time.perf_counter() - start, 3),
         **peak_memory(model.device),
     }
@@ -157,9 +167,20 @@ def evaluate_category(model: Padim, category: str, loader: ImageLoader, options:
         from padim.report.colours import ColourScale
         from padim.report.page import write_report
 
-        page = write_report(folder, category, metrics, images, ColourScale.of_model(model.about.normal_distance))
+        scale = ColourScale.about(verdict["threshold"], len(model.channels))
+        page = write_report(folder, category, metrics, images, scale, verdict["threshold"], verdict["pixel_threshold"])
         print(f"report: {page}", file=sys.stderr)
     return figures
+
+
+def _flagged(images: Sequence[ImageResult], threshold: float | None) -> dict[str, float | None]:
+    """Which share of the normal images a threshold flags, and of the defective ones."""
+    shares: dict[str, float | None] = {}
+    for name, anomalous in (("false_alarms", False), ("defects_found", True)):
+        scores = [image.score for image in images if image.item.anomalous == anomalous]
+        known = bool(scores) and threshold is not None
+        shares[name] = sum(score >= (threshold or 0.0) for score in scores) / len(scores) if known else None
+    return shares
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from padim.cli.common import (
     Parser,
     add_machine_options,
+    add_rate_option,
     add_scoring_options,
     command,
     finite,
     pick_device,
     progress,
+    threshold_summary,
 )
 from padim.errors import PadimError
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from padim.data.loader import Sample
     from padim.data.transform import Transform
+    from padim.model import Padim
     from padim.report.colours import ColourScale
 
 log = logging.getLogger(__name__)
@@ -43,16 +46,17 @@ def parser() -> Parser:
     result.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="images; folders recursively")
     result.add_argument("--model", type=Path, required=True, metavar="FILE", help="model that padim-train wrote")
     result.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the pictures")
-    result.add_argument(
-        "--threshold", type=finite, metavar="SCORE", help="scores from here on are anomalous (default: no verdict)"
+    threshold = result.add_mutually_exclusive_group()
+    add_rate_option(threshold, "as trained")
+    threshold.add_argument(
+        "--threshold", type=finite, metavar="SCORE", help="scores from here on are anomalous, instead of a rate"
     )
     result.add_argument(
         "--range",
         type=finite,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="distances at the ends of the colours (default: 0 and twice the threshold, or 0 and what"
-        " normal images seldom reach)",
+        help="distances at the ends of the colours (default: 0 and twice the threshold)",
     )
     result.add_argument(
         "--panel", action="store_true", help="also write image, heatmap, ground truth and contours side by side"
@@ -92,15 +96,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     transform = Transform.of(dataclasses.replace(model.config, rotation=0.0))
     loader = ImageLoader(items, transform, workers=options.workers, strict=options.strict, keep_originals=True)
-    scale = _colour_scale(options, model.about.normal_distance)
+    verdict = _verdict_options(options, model)
+    scale = _colour_scale(options, verdict, len(model.channels))
     samples = progress(loader, len(items), "predict")
     scored = 0
     for batch in batched(samples, options.batch_size or model.config.batch_size):
         scores = model.score(stack(batch))
         for sample, score, anomaly_map in zip(batch, scores.images.tolist(), scores.maps.cpu().numpy(), strict=True):
             name = names[sample.item.path]
-            files = _write_pictures(options, name, sample, anomaly_map, scale, transform)
-            line = _line(sample, score, options.threshold, transform)
+            files = _write_pictures(options, name, sample, anomaly_map, scale, transform, verdict["pixel_threshold"])
+            line = _line(sample, score, anomaly_map, verdict, transform)
             print(json.dumps(line | files), flush=True)
             scored += 1
     if not scored:
@@ -110,13 +115,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _colour_scale(options: argparse.Namespace, normal_distance: float) -> ColourScale:
+def _verdict_options(options: argparse.Namespace, model: Padim) -> dict[str, float | None]:
+    """Thresholds for images and pixels, and the expected false-alarm rate."""
+    if options.threshold is None:
+        return threshold_summary(model, options.false_alarm_rate)
+    rate = model.calibration.false_alarm_rate(options.threshold) if model.calibration else None
+    return {"threshold": options.threshold, "false_alarm_rate": rate, "pixel_threshold": options.threshold}
+
+
+def _colour_scale(options: argparse.Namespace, verdict: dict[str, float | None], dimensions: int) -> ColourScale:
     """One scale for all images of the call, and of every call with the same model and options."""
     from padim.report.colours import ColourScale
 
     if options.range:
         return ColourScale(*options.range)
-    return ColourScale(0, 2 * options.threshold) if options.threshold else ColourScale.of_model(normal_distance)
+    return ColourScale.about(verdict["threshold"], dimensions)
 
 
 def _write_pictures(
@@ -126,6 +139,7 @@ def _write_pictures(
     anomaly_map: NDArray[np.float32],
     scale: ColourScale,
     transform: Transform,
+    pixel_threshold: float | None,
 ) -> dict[str, str]:
     """Write what the options ask for; returns the kinds of files and their paths."""
     from padim.report.overlay import save_overlay
@@ -139,7 +153,7 @@ def _write_pictures(
 
         files["panel"] = stem.with_name(f"{stem.name}_panel.png")
         image = transform.image(sample.original)
-        save_panel(files["panel"], image, anomaly_map, sample.mask, options.threshold, scale)
+        save_panel(files["panel"], image, anomaly_map, sample.mask, pixel_threshold, scale)
     if options.raw:
         from padim.report.raw import save_npy, save_png16
 
@@ -151,14 +165,29 @@ def _write_pictures(
     return {kind: str(path) for kind, path in files.items()}
 
 
-def _line(sample: Sample, score: float, threshold: float | None, transform: Transform) -> dict[str, Any]:
+def _line(
+    sample: Sample,
+    score: float,
+    anomaly_map: NDArray[np.float32],
+    verdict: dict[str, float | None],
+    transform: Transform,
+) -> dict[str, Any]:
+    """What is said of an image; regions are those of an anomalous one."""
+    from padim.regions import anomalous_regions
+
     assert sample.original is not None
+    threshold, pixel_threshold = verdict["threshold"], verdict["pixel_threshold"]
+    seen = transform.seen(*sample.original.size)
+    anomalous = threshold is not None and score >= threshold
+    regions = anomalous_regions(anomaly_map, pixel_threshold, seen) if anomalous and pixel_threshold else []
     return {
         "path": str(sample.item.path),
+        "verdict": None if threshold is None else "anomalous" if anomalous else "normal",
         "score": score,
         "threshold": threshold,
-        "verdict": None if threshold is None else "anomalous" if score >= threshold else "normal",
-        "seen": transform.seen(*sample.original.size),
+        "false_alarm_rate": verdict["false_alarm_rate"],
+        "regions": [region._asdict() for region in regions],
+        "seen": seen,
     }
 
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from padim.cli.common import (
     USER_ERROR,
+    Batches,
     Parser,
     add_config_options,
     add_data_option,
     add_folder_options,
     add_machine_options,
     add_output_option,
+    add_rate_option,
     add_report_option,
     category_from,
     command,
@@ -25,7 +27,7 @@ from padim.cli.common import (
     in_own_folders,
     peak_memory,
     pick_device,
-    progress,
+    threshold_summary,
     write_json,
 )
 from padim.cli.eval import evaluate_category, read_test_images, table
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from padim.model import Padim
 
 log = logging.getLogger(__name__)
+
+_FALSE_ALARM_RATE = 0.01
 
 
 def parser() -> Parser:
@@ -64,6 +68,10 @@ def parser() -> Parser:
         choices=("fp32", "fp16"),
         default="fp32",
         help="numbers of the factors in the model file; fp16 halves them and costs digits (default: fp32)",
+    )
+    add_rate_option(result, "0.01")
+    result.add_argument(
+        "--no-calibration", action="store_true", help="don't look for a threshold, which can take a second pass"
     )
     add_machine_options(result)
     result.add_argument("--eval", action="store_true", help="evaluate each model as padim-eval does, in the same run")
@@ -136,7 +144,7 @@ def _train(
 ) -> tuple[Padim, dict[str, Any]]:
     """Fit, save, and write the summary beside the model; gives both. `tests` are read next, as early as possible."""
     from padim.data.layouts import EXPECTED
-    from padim.data.loader import ImageLoader, batched, stack
+    from padim.data.loader import ImageLoader
     from padim.data.transform import Transform
     from padim.files import check_writable
     from padim.model import Padim
@@ -151,8 +159,12 @@ def _train(
     loader.follower = tests
     loader.start()
     model = Padim(config, weights=weights, device=device)
-    samples = progress(loader, len(items), category.name)
-    model.fit((stack(batch) for batch in batched(samples, config.batch_size)), category.name)
+    model.fit(
+        Batches(loader, config.batch_size, category.name),
+        category.name,
+        calibrate=not options.no_calibration,
+        false_alarm_rate=options.false_alarm_rate or _FALSE_ALARM_RATE,
+    )
     path = folder / "model.safetensors"
     model.save(path, embed_backbone=not options.no_embed_backbone, storage=options.storage)
     seconds = time.perf_counter() - start
@@ -161,6 +173,7 @@ def _train(
         "model": str(path),
         "images": model.about.images,
         "skipped": loader.skipped,
+        **threshold_summary(model),
         "seconds": round(seconds, 3),
         "images_per_second": round(model.about.images / seconds, 2),
         **peak_memory(model.device),
@@ -177,6 +190,7 @@ def _readable(summary: Mapping[str, Any]) -> str:
         f"{summary['category']}: {summary['images']} images{skipped} in {summary['seconds']:.1f} s"
         f" ({summary['images_per_second']:.1f} images/s), peak memory {summary['peak_memory_bytes'] / 1e6:.0f} MB,"
         f" {summary['model']} ({summary['model_bytes'] / 1e6:.0f} MB)"
+        + (f", threshold {summary['threshold']:.4f}" if summary["threshold"] is not None else ", no threshold")
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import matplotlib
@@ -19,9 +20,10 @@ class ColourScale:
     high: float
 
     @classmethod
-    def of_model(cls, normal_distance: float) -> ColourScale:
-        """The scale of a model, whose fresh normal images have about a distance where they deviate most."""
-        return cls(0, 3 * normal_distance)  # which they seldom reach
+    def about(cls, threshold: float | None, dimensions: int) -> ColourScale:
+        """The threshold in the middle; without one, what normal features of so many dimensions seldom reach."""
+        high = 4 * math.sqrt(dimensions) if threshold is None else 2 * threshold
+        return cls(0, max(high, 1e-3))  # images that never vary have no distances
 
     def colours(self, values: NDArray[np.floating]) -> NDArray[np.uint8]:
         """RGB `[..., 3]` of distances `[...]`."""

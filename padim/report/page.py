@@ -30,7 +30,11 @@ _VERDICTS = {
     "passed": "passed as normal",
     "undecided": "no threshold",
 }
-_ABOUT_THRESHOLDS = (
+_CALIBRATED = (
+    "Sorted by how wrong the verdict is. Both thresholds were calibrated on normal images of the training set; the"
+    " largest F1 in the table has seen the answers."
+)
+_F1 = (
     "Sorted by how wrong the verdict is. Both thresholds are those of the largest F1 on these very images: they have"
     " seen the answers."
 )
@@ -124,7 +128,13 @@ def _data_uri(picture: Image.Image) -> str:
 
 
 def write_report(
-    folder: Path, category: str, metrics: Metrics, results: Sequence[ImageResult], scale: ColourScale
+    folder: Path,
+    category: str,
+    metrics: Metrics,
+    results: Sequence[ImageResult],
+    scale: ColourScale,
+    threshold: float | None,
+    pixel_threshold: float | None,
 ) -> Path:
     """Write `report.html` into a folder, and its figures as PNG and SVG into `report/` there.
 
@@ -134,11 +144,14 @@ def write_report(
         metrics: its figures.
         results: its images, which must carry their pixels.
         scale: the colours of all heatmaps.
+        threshold: calibrated image score from which an image is anomalous; without one, that of the largest F1.
+        pixel_threshold: likewise for pixels.
 
     Returns:
         The page's path.
     """
-    figures = _figures(metrics, results)
+    figures = _figures(metrics, results, threshold)
+    note = _CALIBRATED if threshold is not None else _F1 if metrics.image_f1_threshold is not None else _NO_THRESHOLD
     for name in ("per-region overlap", "ROC curves", "image scores"):
         if name in figures:
             save_figure(folder / "report", name.replace(" ", "-"), figures[name])
@@ -146,14 +159,13 @@ def write_report(
             for suffix in ("png", "svg"):
                 (folder / "report" / f"{name.replace(' ', '-')}.{suffix}").unlink(missing_ok=True)
     summary = {name: _number(value) for name, value in dataclasses.asdict(metrics).items()}
-    note = _NO_THRESHOLD if metrics.image_f1_threshold is None else _ABOUT_THRESHOLDS
     page = report_page(
         category,
         {"images": str(len(results))} | {name.replace("_", " "): value for name, value in summary.items()},
         {name: as_svg(figure) for name, figure in figures.items()},
         results,
-        metrics.image_f1_threshold,
-        metrics.pixel_f1_threshold,
+        metrics.image_f1_threshold if threshold is None else threshold,
+        metrics.pixel_f1_threshold if threshold is None else pixel_threshold,
         scale,
         f"Heatmaps from black, a distance of {scale.low:g}, to yellow, {scale.high:.1f} and above. Contours: ground"
         f" truth white, prediction cyan. {note}",
@@ -164,7 +176,7 @@ def write_report(
     return path
 
 
-def _figures(metrics: Metrics, results: Sequence[ImageResult]) -> dict[str, Figure]:
+def _figures(metrics: Metrics, results: Sequence[ImageResult], calibrated: float | None) -> dict[str, Figure]:
     """What can be drawn, by name."""
     labels = np.array([result.item.anomalous for result in results])
     scores = np.array([result.score for result in results])
@@ -178,8 +190,8 @@ def _figures(metrics: Metrics, results: Sequence[ImageResult]) -> dict[str, Figu
         figures["per-region overlap"] = pro_figure(pro_curve(masks, maps))
     if curves:
         figures["ROC curves"] = roc_figure(curves)
-    threshold = metrics.image_f1_threshold
-    lines = {} if threshold is None else {"largest F1 on these images": threshold}
+    thresholds = {"calibrated": calibrated, "largest F1 on these images": metrics.image_f1_threshold}
+    lines = {name: threshold for name, threshold in thresholds.items() if threshold is not None}
     figures["image scores"] = histogram_figure(scores[~labels].tolist(), scores[labels].tolist(), lines)
     return figures
 

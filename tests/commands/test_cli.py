@@ -211,7 +211,10 @@ def test_predict_writes_heatmaps_and_one_json_line_an_image(run, trained, data_r
     scores = Padim.load(model).score(torch.stack([pixels(item.path) for item in items]))
     for line, score in zip(lines, scores.images.tolist()):
         assert line["score"] == pytest.approx(score, rel=1e-5)
-        assert (line["verdict"], line["threshold"]) == (None, None)
+        verdict = "anomalous" if score >= line["threshold"] else "normal"
+        assert (line["verdict"], line["false_alarm_rate"]) == (verdict, pytest.approx(1 / 9))  # eight images vouch for
+        assert all(region["area"] > 0 for region in line["regions"])
+        assert bool(line["regions"]) == (verdict == "anomalous")
         with Image.open(line["heatmap"]) as heatmap:
             assert (heatmap.size, heatmap.mode) == ((64, 64), "RGB")
 
@@ -232,7 +235,14 @@ def test_predict_options(run, trained, data_root, tmp_path):
     common = ("predict", "--model", model, image, "--out", tmp_path)
     line = json.loads(run(*common, "--threshold", score - 1, "--panel", "--raw", "npy").out)
     assert line["verdict"] == "anomalous"
-    assert set(line) == {"path", "score", "threshold", "verdict", "seen", "heatmap", "panel", "raw"}
+    named = {"path", "verdict", "score", "threshold", "false_alarm_rate", "regions", "seen", "heatmap", "panel", "raw"}
+    assert set(line) == named
+    (region,) = [region for region in line["regions"] if region["peak"] == pytest.approx(score)]
+    y, x = np.unravel_index(expected.argmax(), expected.shape)
+    left, top, right, bottom = region["box"]
+    assert left <= x < right
+    assert top <= y < bottom
+    assert region["area"] <= (expected >= score - 1).sum()
     assert line["seen"] == [0, 0, 64, 64]
     np.testing.assert_allclose(np.load(line["raw"], allow_pickle=False), expected, rtol=1e-5)
     with Image.open(line["panel"]) as panel:
@@ -273,8 +283,44 @@ def test_predict_takes_images_of_any_shape_and_kind(run, trained, tmp_path):
     assert "in is where the results go" in run("predict", "--model", model, images, "--out", images).err
 
 
+def test_false_alarm_rates(run, trained, data_root, tmp_path):
+    common = ("--category", "texture", "--data", data_root, "--output", trained, "--json")
+    found = {}
+    for rate in (0.125, 0.5):
+        figures = json.loads(run("eval", *common, "--false-alarm-rate", rate).out)
+        assert figures["false_alarm_rate"] == rate
+        scores = [(entry["defect"] != "good", entry["score"] >= figures["threshold"]) for entry in scored(trained)]
+        for name, defective in (("false_alarms", False), ("defects_found", True)):
+            flagged = [above for anomalous, above in scores if anomalous == defective]
+            assert figures[name] == pytest.approx(np.mean(flagged))
+        found[rate] = figures["threshold"]
+    assert found[0.5] < found[0.125]
+    for rate, message in (
+        (0.01, "takes at least 99 training images, the model has 8"),
+        (2, "2 is not between 0 and 1"),
+    ):
+        refused = run("eval", *common, "--false-alarm-rate", rate)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert message in refused.err
+
+
+def scored(folder):
+    return json.loads((folder / "texture/eval.json").read_text())["scores"]
+
+
+def test_without_a_calibration_there_is_no_verdict(run, data_root, weights_file, tmp_path):
+    common = ("--category", "texture", "--data", data_root, "--output", tmp_path)
+    result = run("train", *common, "--weights", weights_file, *PROTOCOL, "--no-calibration", "--eval", "--json")
+    summary, figures = map(json.loads, result.out.splitlines())
+    assert (summary["threshold"], figures["threshold"], figures["false_alarms"]) == (None, None, None)
+    assert "no calibration" in run("eval", *common, "--false-alarm-rate", "0.2").err
+    model, image = tmp_path / "texture/model.safetensors", data_root / "texture/test/stain/000.png"
+    line = json.loads(run("predict", "--model", model, image, "--out", tmp_path / "out").out)
+    assert (line["verdict"], line["threshold"], line["regions"]) == (None, None, [])
+
+
 def test_running_out_of_memory_is_one_line(run, data_root, weights_file, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         torch.empty(2**60)
 
     monkeypatch.setattr(Padim, "fit", fail)
@@ -282,7 +328,7 @@ def test_running_out_of_memory_is_one_line(run, data_root, weights_file, tmp_pat
     result = run("train", *arguments)
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "out of memory: take a smaller --batch-size" in result.err
-    monkeypatch.setattr(Padim, "fit", lambda *_: torch.ones(2) @ torch.ones(3))  # a bug is not hidden
+    monkeypatch.setattr(Padim, "fit", lambda *_, **__: torch.ones(2) @ torch.ones(3))  # a bug is not hidden
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         run("train", *arguments)
 

@@ -167,7 +167,7 @@ def test_scores_that_are_not_finite_are_an_error_not_a_result(model):
 def test_images_that_never_vary(random_weights):
     constant = torch.full((4, 3, 64, 64), 100, dtype=torch.uint8)
     model = Padim(SMALL, weights=random_weights).fit([constant])
-    assert model.about.normal_distance == pytest.approx(20**0.5)
+    assert model.calibration.scores.max() == pytest.approx(0, abs=1e-3)
     assert model.score(constant).images.max() == pytest.approx(0, abs=1e-3)
     assert model.score(images_like(1, seed=1)).images.isfinite().all()
 
@@ -192,7 +192,7 @@ def test_the_file_is_as_documented(model_file):
     d = [ours[f"mean.{level}"][1] for level in range(3)]
     cells = [4 * 4, 8 * 8, 16 * 16]
     assert sum(d) == 20
-    expected = {"channels": (20,)}
+    expected = {"channels": (20,), "normal.scores": (12,), "normal.pixels": (601,)}
     for i in range(3):
         expected[f"mean.{i}"] = (cells[i], d[i], 1)
         expected |= {f"factor.{i}.{j}": (cells[i], d[i], d[j]) for j in range(i + 1)}
@@ -247,7 +247,7 @@ def rewritten(path, change):
             "'factor.0.0' is not there as finite float32 or",
         ),
         (lambda t, h: t.update(channels=t["channels"] + 0.5), "'channels' is not there as finite int64"),
-        (lambda t, h: h["about"].update(normal_distance=torch.inf), "metadata can't be understood"),
+        (lambda t, h: h["about"].update(false_alarm_rate=1.5), "metadata can't be understood"),
         (lambda t, h: t["channels"].fill_(-1), "a damaged model"),
         (lambda t, h: t["backbone.bn1.bias"].add_(1), "fitted with other weights"),
         (lambda t, h: t.pop("backbone.bn1.bias"), "no key 'bn1.bias'"),

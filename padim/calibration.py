@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from padim.errors import PadimError
-from padim.scoring import image_scores
 
 # Shares of the pixels for which a quantile is kept: 1, and 100 steps a decade down to a millionth.
-PIXEL_RATES = 10.0 ** -(torch.arange(601, dtype=torch.float64) / 100)
+PIXEL_RATES = 10.0 ** -(np.arange(601) / 100)
 
 # Values of the maps are counted in bins of 0.2 % width between these, so that any number of maps takes no memory.
 _LOWEST, _DECADES, _BINS_A_DECADE = 1e-3, 7, 1000
@@ -28,24 +27,24 @@ class Calibration:
         pixels: for each of `PIXEL_RATES`, the value that so large a share of their maps' pixels exceeds, `[601]`.
     """
 
-    scores: Tensor
-    pixels: Tensor
+    scores: NDArray[np.float32]
+    pixels: NDArray[np.float32]
 
     @classmethod
-    def of(cls, maps: Iterable[Tensor]) -> Calibration | None:
+    def of(cls, maps: Iterable[NDArray[np.float32]]) -> Calibration | None:
         """The calibration of batches of maps `[n, h, w]` of images left out of the fit; None if there are none."""
-        scores: list[Tensor] = []
-        counts = torch.zeros(_DECADES * _BINS_A_DECADE, dtype=torch.int64)
+        scores: list[NDArray[np.float32]] = []
+        counts = np.zeros(_DECADES * _BINS_A_DECADE, dtype=np.int64)
         for batch in maps:
-            scores.append(image_scores(batch).cpu())
-            bins = (batch.flatten() / _LOWEST).clamp(min=1).log10() * _BINS_A_DECADE
-            counts += torch.bincount(bins.long().clamp(max=len(counts) - 1).cpu(), minlength=len(counts))
+            scores.append(batch.max(axis=(1, 2)))
+            bins = (np.log10((batch.ravel() / _LOWEST).clip(min=1)) * _BINS_A_DECADE).astype(np.int64)
+            counts += np.bincount(bins.clip(max=len(counts) - 1), minlength=len(counts))
         if not scores:
             return None
-        reached = counts.flip(0).cumsum(0).flip(0).double() / counts.sum()  # share at or above each bin
-        bins = torch.searchsorted(-reached, -PIXEL_RATES, side="right") - 1  # the last one that so many reach
-        edges = _LOWEST * 10 ** ((bins + 1).double() / _BINS_A_DECADE)
-        return cls(torch.cat(scores).sort().values, edges.float())
+        reached = counts[::-1].cumsum()[::-1] / counts.sum()  # share at or above each bin
+        bins = np.searchsorted(-reached, -PIXEL_RATES, side="right") - 1  # the last one that so many reach
+        edges = _LOWEST * 10 ** ((bins + 1) / _BINS_A_DECADE)
+        return cls(np.sort(np.concatenate(scores)), edges.astype(np.float32))
 
     def threshold(self, false_alarm_rate: float) -> float:
         """The image score that a fresh normal image reaches with at most this probability.
@@ -64,8 +63,7 @@ class Calibration:
                 f"a false-alarm rate of {false_alarm_rate:g} takes at least {math.ceil(1 / false_alarm_rate) - 1}"
                 f" training images, the model has {n}: ask for {self.smallest_rate():.3f} or more"
             )
-        reached = self.scores[n - allowed].item()
-        return math.nextafter(reached, math.inf)
+        return math.nextafter(float(self.scores[n - allowed]), math.inf)
 
     def smallest_rate(self) -> float:
         """The smallest false-alarm rate that so many images can vouch for."""
@@ -73,10 +71,10 @@ class Calibration:
 
     def false_alarm_rate(self, score: float) -> float:
         """The probability of a fresh normal image to score as high: `(1 + how many did) / (n + 1)`."""
-        reached = len(self.scores) - int(torch.searchsorted(self.scores, score, side="left"))
+        reached = len(self.scores) - int(np.searchsorted(self.scores, score, side="left"))
         return (1 + reached) / (len(self.scores) + 1)
 
     def pixel_threshold(self, false_alarm_rate: float) -> float:
         """The distance that this share of the pixels of fresh normal images exceeds."""
         step = math.ceil(-100 * math.log10(false_alarm_rate) - 1e-9)
-        return self.pixels[min(step, len(self.pixels) - 1)].item()
+        return float(self.pixels[min(step, len(self.pixels) - 1)])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from padim.config import Config
@@ -26,14 +27,14 @@ class ImageResult:
         score: its image score.
         anomaly_map: `[h, w]`.
         mask: where it is defective, `[h, w]`, where that is known.
-        image: RGB, uint8, `[3, h, w]`, as the model has seen it, where it was asked for.
+        image: RGB, uint8, `[h, w, 3]`, as the model has seen it, where it was asked for.
     """
 
     item: Item
     score: float
     anomaly_map: Floats
     mask: Bools | None
-    image: Tensor | None
+    image: NDArray[np.uint8] | None
 
 
 class Detector(Protocol):

@@ -9,7 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import padim
@@ -169,13 +171,13 @@ class Padim:
         """Features of batches of images, joined until they are enough for an update of the moments."""
         return gather(self.features(batch if isinstance(batch, Tensor) else batch[0]) for batch in batches)
 
-    def _left_out_maps(self, groups: Iterable[Sequence[Tensor]], count: int) -> Iterator[Tensor]:
+    def _left_out_maps(self, groups: Iterable[Sequence[Tensor]], count: int) -> Iterator[NDArray[np.float32]]:
         """Anomaly maps `[n, h, w]` of groups of training images, had each image been left out of the fit."""
         gaussian = self._fitted()
         for features in groups:
             for part in zip(*(level.split(self.config.batch_size, dim=2) for level in features), strict=True):
                 squared = gaussian.left_out_distances(part, count, self.config.epsilon)
-                yield self.anomaly_map(self.pyramid.to_map(squared.sqrt()))
+                yield self.anomaly_map(self.pyramid.to_map(squared.sqrt())).cpu().numpy()
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores:
@@ -209,7 +211,10 @@ class Padim:
             tensors[f"mean.{i}"] = mean
             tensors |= {f"factor.{i}.{j}": block.to(dtype) for j, block in enumerate(row)}
         if self.calibration:
-            tensors |= {"normal.scores": self.calibration.scores, "normal.pixels": self.calibration.pixels}
+            tensors |= {
+                "normal.scores": torch.from_numpy(self.calibration.scores),
+                "normal.pixels": torch.from_numpy(self.calibration.pixels),
+            }
         if embed_backbone:
             tensors |= {f"backbone.{key}": value for key, value in self.backbone.weights().items()}
         modelfile.write(Path(path), tensors, self.config, self.about)
@@ -273,7 +278,7 @@ class Padim:
 
         if "normal.scores" in tensors:
             self.calibration = Calibration(
-                take("normal.scores", images).cpu(), take("normal.pixels", len(PIXEL_RATES)).cpu()
+                take("normal.scores", images).cpu().numpy(), take("normal.pixels", len(PIXEL_RATES)).cpu().numpy()
             )
 
     def _fitted(self) -> Gaussian:

@@ -11,18 +11,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from padim.data.images import read_image, read_mask
 from padim.data.items import GOOD, Item
 from padim.data.transform import Transform
 from padim.errors import ImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +39,13 @@ class Sample:
 
     Attributes:
         item: what it is and where it came from.
-        image: RGB, uint8, `[3, h, w]`.
+        image: RGB, uint8, `[h, w, 3]`.
         mask: where it is defective, bool `[h, w]`; None where there is no ground truth.
         original: the image before the transform, where the loader was asked to keep it.
     """
 
     item: Item
-    image: Tensor
+    image: NDArray[np.uint8]
     mask: NDArray[np.bool_] | None
     original: Image.Image | None
 
@@ -122,7 +123,7 @@ class ImageLoader:
         """A sample, and what is wrong with its mask."""
         image = read_image(item.path)
         transform = self.transform.posed(item.path)
-        pixels = torch.from_numpy(np.array(transform.image(image))).permute(2, 0, 1)
+        pixels = np.array(transform.image(image))
         mask, problem = None, None
         try:
             mask = self._mask(item, image, transform)
@@ -176,4 +177,6 @@ def batched(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
 
 def stack(batch: Sequence[Sample]) -> Tensor:
     """The images of a batch as one tensor `[n, 3, h, w]`, uint8."""
-    return torch.stack([sample.image for sample in batch])
+    import torch
+
+    return torch.from_numpy(np.stack([sample.image for sample in batch])).permute(0, 3, 1, 2)

@@ -101,7 +101,7 @@ def _card(result: ImageResult, threshold: float | None, pixel_threshold: float |
     defect = html.escape(str(result.item.defect))
     name = html.escape("/".join(result.item.path.parts[-2:]))
     assert result.image is not None  # the evaluation was asked to keep it
-    image = Image.fromarray(result.image.permute(1, 2, 0).numpy())
+    image = Image.fromarray(result.image)
     heatmap = Image.blend(image, Image.fromarray(scale.colours(result.anomaly_map)), 0.6)
     predicted = None if pixel_threshold is None else result.anomaly_map >= pixel_threshold
     pictures = (

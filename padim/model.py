@@ -79,7 +79,7 @@ class Padim:
         _check_nesting(size, grids)
         self.pyramid = Pyramid(tuple(reversed(grids)))
         self.anomaly_map = AnomalyMap(grids[0], size, self.config.upsampling, self.config.sigma).to(self.device)
-        self._select(draw_channels(sum(self._widths()), self.config.channels, self.config.seed))
+        self._draw(draw_channels(sum(self._widths()), self.config.channels, self.config.seed))
         self.gaussian: Gaussian | None = None
         self.calibration: Calibration | None = None
 
@@ -91,11 +91,21 @@ class Padim:
         self.backbone.to(self.device)
         self.about = About("", 0, 0.01, digest(self.backbone.weights()), padim.__version__)
 
+    @property
+    def dimensions(self) -> int:
+        """How many channels are drawn."""
+        return len(self.channels)
+
+    @property
+    def false_alarm_rate(self) -> float:
+        """The share of fresh normal images that the verdict may flag."""
+        return self.about.false_alarm_rate
+
     def _widths(self) -> list[int]:
         """How many channels each level has, finest first."""
         return [shape[0] for shape in self.backbone.shapes]
 
-    def _select(self, channels: list[int]) -> None:
+    def _draw(self, channels: list[int]) -> None:
         """Keep these channels of the joined levels."""
         self.channels = channels
         self._level_channels = [
@@ -118,9 +128,18 @@ class Padim:
         if self.device.type == "cuda" and images.device.type == "cpu":
             images = images.pin_memory()  # only then does the copy overlap with what the GPU still computes
         with full_float32(self.device):
-            maps = self.backbone(images.to(self.device, non_blocking=images.is_pinned()))
-        selected = [level.index_select(1, channels) for level, channels in zip(maps, self._level_channels, strict=True)]
+            return self.select(self.backbone(images.to(self.device, non_blocking=images.is_pinned())))
+
+    def select(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The drawn channels of the backbone's maps `[n, c_l, h_l, w_l]`, finest first, as `features` gives them."""
+        selected = [level.index_select(1, drawn) for level, drawn in zip(levels, self._level_channels, strict=True)]
         return [self.pyramid.to_cells(depth, level) for depth, level in enumerate(reversed(selected))]
+
+    def maps(self, features: Sequence[Tensor]) -> Tensor:
+        """Anomaly maps `[n, h, w]` of features as `features` gives them."""
+        squared = self._fitted().squared_distances(features)
+        maps: Tensor = self.anomaly_map(self.pyramid.to_map(squared.sqrt()))
+        return maps
 
     @torch.no_grad()
     def fit(
@@ -187,9 +206,8 @@ class Padim:
             PadimError: the model isn't fitted, the images have another size, or a distance is not finite.
         """
         with full_float32(self.device):
-            squared = self._fitted().squared_distances(self.features(images))
-            maps = self.anomaly_map(self.pyramid.to_map(squared.sqrt()))
-        if not bool(squared.isfinite().all()):
+            maps = self.maps(self.features(images))
+        if not bool(maps.isfinite().all()):
             raise PadimError("the distances are not finite: score with --precision fp32 or bf16")
         return Scores(image_scores(maps), maps)
 
@@ -261,7 +279,7 @@ class Padim:
                 raise PadimError(f"a damaged model: {key!r} is not there as finite {kinds} of shape {list(shape)}")
             return value.to(self.device)
 
-        self._select(take("channels", len(self.channels), dtypes=(torch.int64,)).tolist())
+        self._draw(take("channels", len(self.channels), dtypes=(torch.int64,)).tolist())
         cells = [height * width for height, width in self.pyramid.grids]
         drawn = [len(level) for level in reversed(self._level_channels)]
         levels = range(len(cells))

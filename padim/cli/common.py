@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from padim.data.items import Category
     from padim.data.loader import ImageLoader, Sample
     from padim.model import Padim
+    from padim.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -267,7 +268,7 @@ class Batches:
             yield stack(batch)
 
 
-def threshold_summary(model: Padim, rate: float | None = None) -> dict[str, float | None]:
+def threshold_summary(model: Padim | Runtime, rate: float | None = None) -> dict[str, float | None]:
     """The calibrated threshold of a model for a false-alarm rate, by default its own.
 
     Without a calibration, or where its images are too few for the rate, the threshold is None; that
@@ -276,7 +277,7 @@ def threshold_summary(model: Padim, rate: float | None = None) -> dict[str, floa
     Raises:
         PadimError: the model can't vouch for the rate that was asked for.
     """
-    wanted = rate or model.about.false_alarm_rate
+    wanted = rate or model.false_alarm_rate
     nothing: dict[str, float | None] = {"threshold": None, "false_alarm_rate": None, "pixel_threshold": None}
     if model.calibration is None:
         if rate:

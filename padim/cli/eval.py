@@ -167,7 +167,7 @@ def evaluate_category(model: Padim, category: str, loader: ImageLoader, options:
         from padim.report.colours import ColourScale
         from padim.report.page import write_report
 
-        scale = ColourScale.about(verdict["threshold"], len(model.channels))
+        scale = ColourScale.about(verdict["threshold"], model.dimensions)
         page = write_report(folder, category, metrics, images, scale, verdict["threshold"], verdict["pixel_threshold"])
         print(f"report: {page}", file=sys.stderr)
     return figures

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from padim.data.transform import Transform
     from padim.model import Padim
     from padim.report.colours import ColourScale
+    from padim.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,9 @@ def parser() -> Parser:
         description="Score images, write a heatmap of each, and print one JSON line an image.",
     )
     result.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="images; folders recursively")
-    result.add_argument("--model", type=Path, required=True, metavar="FILE", help="model that padim-train wrote")
+    result.add_argument(
+        "--model", type=Path, required=True, metavar="FILE", help="what padim-train or padim-export wrote"
+    )
     result.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the pictures")
     threshold = result.add_mutually_exclusive_group()
     add_rate_option(threshold, "as trained")
@@ -78,31 +81,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.range and not options.range[0] < options.range[1]:
         raise PadimError("--range: LOW has to be below HIGH")
 
+    import numpy as np
+
     from padim.data.items import Item, collect_images
     from padim.data.layouts import find_mask
-    from padim.data.loader import ImageLoader, batched, stack
+    from padim.data.loader import ImageLoader, batched
     from padim.data.transform import Transform
     from padim.files import check_writable
-    from padim.model import Padim
 
     names = collect_images(options.inputs, exclude=options.out)
     check_writable(options.out)
     items = [Item(path, mask=find_mask(path) if options.panel else None) for path in names]
-    model = Padim.load(
-        options.model,
-        weights=options.weights,
-        device=pick_device(options.device),
-        precision=options.precision,
-    )
+    model, score_pixels = _load(options)
     transform = Transform.of(dataclasses.replace(model.config, rotation=0.0))
     loader = ImageLoader(items, transform, workers=options.workers, strict=options.strict, keep_originals=True)
     verdict = _verdict_options(options, model)
-    scale = _colour_scale(options, verdict, len(model.channels))
+    scale = _colour_scale(options, verdict, model.dimensions)
     samples = progress(loader, len(items), "predict")
     scored = 0
     for batch in batched(samples, options.batch_size or model.config.batch_size):
-        scores = model.score(stack(batch))
-        for sample, score, anomaly_map in zip(batch, scores.images.tolist(), scores.maps.cpu().numpy(), strict=True):
+        scores, maps = score_pixels(np.stack([sample.image for sample in batch]))
+        for sample, score, anomaly_map in zip(batch, scores.tolist(), maps, strict=True):
             name = names[sample.item.path]
             files = _write_pictures(options, name, sample, anomaly_map, scale, transform, verdict["pixel_threshold"])
             line = _line(sample, score, anomaly_map, verdict, transform)
@@ -115,7 +114,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _verdict_options(options: argparse.Namespace, model: Padim) -> dict[str, float | None]:
+def _load(
+    options: argparse.Namespace,
+) -> tuple[Padim | Runtime, Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]]:
+    """The model, and how it scores images `[n, h, w, 3]`: image scores `[n]` and maps `[n, h, w]`.
+
+    Exported models do without torch.
+    """
+    if options.model.suffix == ".onnx":
+        from padim.runtime import Runtime
+
+        runtime = Runtime.load(options.model)
+        return runtime, runtime.score
+
+    import torch
+
+    from padim.model import Padim
+    from padim.runtime import Runtime
+
+    model = Padim.load(
+        options.model, weights=options.weights, device=pick_device(options.device), precision=options.precision
+    )
+
+    def score(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        scores = model.score(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        return scores.images.cpu().numpy(), scores.maps.cpu().numpy()
+
+    return model, score
+
+
+def _verdict_options(options: argparse.Namespace, model: Padim | Runtime) -> dict[str, float | None]:
     """Thresholds for images and pixels, and the expected false-alarm rate."""
     if options.threshold is None:
         return threshold_summary(model, options.false_alarm_rate)

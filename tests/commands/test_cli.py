@@ -20,7 +20,7 @@ from padim import Config, Padim
 from padim.data.layouts import find_category
 
 PROTOCOL = ("--resize", 64, "--crop", 64, "--channels", 20, "--batch-size", 4)
-COMMANDS = ("train", "eval", "predict", "synth", "data", "reproduce")
+COMMANDS = ("train", "eval", "predict", "synth", "data", "reproduce", "export")
 
 
 @pytest.fixture(scope="session")

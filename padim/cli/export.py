@@ -1,0 +1,44 @@
+"""padim-export: one ONNX file of a trained model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from padim.cli.common import Parser, command
+
+
+def parser() -> Parser:
+    """The command's options."""
+    result = Parser(
+        prog="padim-export",
+        description="Write a trained model as one ONNX file, from images to maps and scores, after ONNX Runtime has"
+        " been found to agree with it.",
+    )
+    result.add_argument("--model", type=Path, required=True, metavar="FILE", help="model that padim-train wrote")
+    result.add_argument("--format", choices=("onnx",), default="onnx", help="(default: onnx)")
+    result.add_argument("--out", type=Path, metavar="FILE", help="where to (default: model.onnx beside the model)")
+    result.add_argument(
+        "--weights", type=Path, metavar="FILE", help="backbone weights, for models saved without (default: download)"
+    )
+    return result
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+
+    from padim.export import export_onnx
+    from padim.model import Padim
+
+    path = options.out or options.model.with_suffix(".onnx")
+    difference = export_onnx(Padim.load(options.model, weights=options.weights), path)
+    print(json.dumps({"model": str(path), "bytes": path.stat().st_size, "largest_difference": difference}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

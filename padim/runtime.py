@@ -1,0 +1,123 @@
+"""Scoring with an exported model: NumPy, Pillow and ONNX Runtime, without torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from padim.calibration import PIXEL_RATES, Calibration
+from padim.config import Config
+from padim.data.transform import Transform
+from padim.errors import PadimError
+
+VERSION = 1
+
+
+class Scores(NamedTuple):
+    """What a batch of n images scores, as `padim.model.Scores` has it: `[n]` and `[n, h, w]`."""
+
+    images: NDArray[np.float32]
+    maps: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """An exported model.
+
+    Attributes:
+        session: ONNX Runtime's.
+        config: the protocol that it was fitted with.
+        category: what it was fitted to.
+        false_alarm_rate: the share of fresh normal images that its verdict may flag.
+        dimensions: how many channels were drawn.
+        calibration: what normal images score, where that is known.
+    """
+
+    session: Any
+    config: Config
+    category: str
+    false_alarm_rate: float
+    dimensions: int
+    calibration: Calibration | None
+
+    @classmethod
+    def load(cls, path: Path | str, threads: int = 0) -> Runtime:
+        """A model from the file that `padim-export` wrote; 0 threads are as many as there are cores.
+
+        Raises:
+            PadimError: the file can't be read, is damaged, or is something else; or ONNX Runtime is missing.
+        """
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise PadimError("exported models need ONNX Runtime: pip install onnxruntime") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # errors are raised, and said once
+        try:
+            Path(path).open("rb").close()
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except OSError as error:
+            raise PadimError(f"can't read the model {path}: {error.strerror or error}") from error
+        except Exception as error:  # its classes are not public
+            raise PadimError(f"{path} is damaged or not an ONNX model") from error
+        header = session.get_modelmeta().custom_metadata_map.get("padim")
+        if header is None:
+            raise PadimError(f"{path} is not a padim model: export one with padim-export")
+        try:
+            return cls(session, **_parsed(json.loads(header)))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise PadimError(f"{path} is a damaged model: its metadata can't be understood") from error
+
+    @property
+    def transform(self) -> Transform:
+        """How images are resized and cropped."""
+        return Transform.of(self.config)
+
+    def score(self, images: NDArray[np.uint8]) -> Scores:
+        """Image scores `[n]` and anomaly maps `[n, h, w]` of RGB images `[n, h, w, 3]`, resized and cropped.
+
+        Raises:
+            PadimError: the images have another size, or a distance is not finite.
+        """
+        if images.shape[1:] != (*self.config.image_size, 3):
+            expected = f"[n, {self.config.image_size[0]}, {self.config.image_size[1]}, 3]"
+            raise PadimError(f"images have shape {list(images.shape)}, expected {expected}")
+        maps, scores = self.session.run(["maps", "scores"], {"images": images.transpose(0, 3, 1, 2)})
+        if not np.isfinite(maps).all():
+            raise PadimError("the distances are not finite: export the model again")
+        return Scores(scores, maps)
+
+    def score_image(self, image: Image.Image) -> Scores:
+        """The score `[1]` and the map `[1, h, w]` of one RGB image of any size."""
+        return self.score(np.asarray(self.transform.image(image))[None])
+
+
+def _parsed(header: dict[str, Any]) -> dict[str, Any]:
+    """The metadata's parts.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are not what they should be.
+        PadimError: another version, or a configuration that isn't valid.
+    """
+    if header["version"] != VERSION:
+        raise PadimError(f"an export of version {header['version']}, this program reads version {VERSION}")
+    calibration = header["calibration"]
+    if calibration is not None:
+        scores, pixels = (np.array(calibration[name], dtype=np.float32) for name in ("scores", "pixels"))
+        if scores.ndim != 1 or pixels.shape != PIXEL_RATES.shape:
+            raise ValueError("calibration")
+        calibration = Calibration(np.sort(scores), pixels)
+    return {
+        "config": Config.from_dict(header["config"]),
+        "category": str(header["about"]["category"]),
+        "false_alarm_rate": float(header["about"]["false_alarm_rate"]),
+        "dimensions": int(header["dimensions"]),
+        "calibration": calibration,
+    }

@@ -1,0 +1,141 @@
+"""Exported models: equal to torch, scored without it, and refused when they are damaged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import SMALL
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from padim import Padim, PadimError, export
+from padim.runtime import Runtime
+
+
+@pytest.fixture(scope="module")
+def exported(data_root, weights_file, tmp_path_factory):
+    """A folder with `model.safetensors` and `model.onnx` of the category texture."""
+    from padim.cli.export import main as export_main
+    from padim.cli.train import main as train_main
+
+    output = tmp_path_factory.mktemp("exported")
+    where = ["--category", "texture", "--data", data_root, "--weights", weights_file, "--output", output]
+    protocol = ["--resize", 64, "--crop", 64, "--channels", 20, "--batch-size", 4]
+    assert train_main([str(argument) for argument in [*where, *protocol]]) == 0
+    folder = output / "texture"
+    assert export_main(["--model", str(folder / "model.safetensors")]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_maps_and_scores_are_torchs_for_any_batch(exported, count):
+    pixels = np.random.default_rng(count).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+    expected = Padim.load(exported / "model.safetensors").score(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    found = Runtime.load(exported / "model.onnx").score(pixels)
+    np.testing.assert_allclose(found.maps, expected.maps.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(found.images, expected.images.numpy(), rtol=1e-4)
+
+
+def test_the_file_carries_what_a_verdict_needs(exported):
+    model, runtime = Padim.load(exported / "model.safetensors"), Runtime.load(exported / "model.onnx")
+    assert (runtime.config, runtime.category, runtime.dimensions) == (SMALL, "texture", 20)
+    assert runtime.false_alarm_rate == model.false_alarm_rate
+    assert runtime.calibration.threshold(0.2) == model.calibration.threshold(0.2)
+    assert runtime.calibration.pixel_threshold(0.2) == model.calibration.pixel_threshold(0.2)
+    (entry,) = onnx.load(exported / "model.onnx").metadata_props
+    assert json.loads(entry.value)["about"]["weights_sha256"] == model.about.weights_sha256
+
+
+def test_factors_stay_shared(exported):
+    model = Padim.load(exported / "model.safetensors")
+    floats = sum(block.numel() for row in model.gaussian.factors for block in row)
+    floats += sum(weight.numel() for weight in model.backbone.weights().values())
+    assert (exported / "model.onnx").stat().st_size < 4 * floats + 200_000
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["torchvision"] = None  # importing them is an error from here on
+from padim.cli.predict import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_predict_needs_no_torch_and_prints_the_same(exported, data_root, run, tmp_path):
+    folder = data_root / "texture/test"
+    common = [folder, "--out", tmp_path / "out", "--panel", "--raw", "npy"]
+    expected = run("predict", "--model", exported / "model.safetensors", *common)
+    command = [sys.executable, "-c", WITHOUT_TORCH, "--model", exported / "model.onnx", *common]
+    found = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
+    assert found.stderr == ""
+    for ours, theirs in zip(found.stdout.splitlines(), expected.out.splitlines(), strict=True):
+        line, truth = json.loads(ours), json.loads(theirs)
+        assert line["score"] == pytest.approx(truth["score"], rel=1e-4)
+        for key in ("path", "verdict", "threshold", "false_alarm_rate", "seen", "heatmap", "panel", "raw"):
+            assert line[key] == truth[key]
+
+
+def test_one_image_of_any_size(exported):
+    runtime = Runtime.load(exported / "model.onnx")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    scores = runtime.score_image(image)
+    assert scores.maps.shape == (1, 64, 64)
+    assert scores.images[0] == scores.maps.max()
+    with pytest.raises(PadimError, match=r"shape \[1, 90, 120, 3\], expected \[n, 64, 64, 3\]"):
+        runtime.score(np.asarray(image)[None])
+
+
+def test_an_export_that_differs_is_not_written(exported, monkeypatch, tmp_path):
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(PadimError, match=r"ONNX Runtime differs from torch by .*: not written"):
+        export.export_onnx(Padim.load(exported / "model.safetensors"), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_damaged_files_are_errors_of_one_line(exported, tmp_path, data):
+    content = (exported / "model.onnx").read_bytes()
+    kind = data.draw(st.sampled_from(["cut", "noise", "empty"]))
+    if kind == "cut":
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    elif kind == "noise":
+        content = data.draw(st.binary(max_size=200))
+    else:
+        content = b""
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(content)
+    with pytest.raises(PadimError) as raised:
+        Runtime.load(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (None, "is not a padim model"),
+        ("[]", "metadata can't be understood"),
+        ('{"version": 2}', "an export of version 2, this program reads version 1"),
+        ('{"version": 1, "calibration": {"scores": [[1]], "pixels": []}}', "metadata can't be understood"),
+        ('{"version": 1, "calibration": null, "config": {"sed": 1}}', "'sed' is not a field"),
+    ],
+)
+def test_other_metadata_is_refused(exported, tmp_path, header, message):
+    model = onnx.load(exported / "model.onnx")
+    onnx.helper.set_model_props(model, {} if header is None else {"padim": header})
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(PadimError, match=message):
+        Runtime.load(tmp_path / "other.onnx")
+
+
+def test_what_is_missing_is_named(run, tmp_path):
+    result = run("predict", "--model", tmp_path / "nowhere.onnx", tmp_path, "--out", tmp_path / "out")
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)

@@ -20,6 +20,8 @@ from padim.backbones import StateDict, download_weights, read_weights
 from padim.errors import PadimError
 from padim.reproduce import Run
 
+_DIED = "its process died twice, of too little memory perhaps: run again with fewer --jobs"
+
 
 def backbone_weights(backbone: str, files: Mapping[str, Path]) -> StateDict:
     """The weights of a backbone, from its file if it has one.
@@ -43,7 +45,7 @@ def execute(
 ) -> Generator[tuple[Run, str | None], None, None]:
     """Execute runs in `jobs` processes, each of which keeps to one of the GPUs, if there are any.
 
-    A process that dies costs the run that it was at. All are gone when the iterator is closed.
+    A run whose process died is tried once more. All processes are gone when the iterator is closed.
 
     Args:
         runs: what to do.
@@ -60,7 +62,7 @@ def execute(
         for run in runs:
             yield run, _perform(run, files, devices[0], share)
         return
-    waiting = deque(runs)
+    waiting, tried_again = deque(runs), set[Path]()
     workers = [_Worker.start(files, devices[number % len(devices)], share) for number in range(jobs)]
     try:
         busy: dict[Connection, _Worker] = {}
@@ -73,8 +75,12 @@ def execute(
                 assert isinstance(connection, Connection)
                 worker = busy.pop(connection)
                 run, problem = worker.outcome()
-                if not worker.process.is_alive():
+                if problem == _DIED:
                     workers[workers.index(worker)] = _Worker.start(files, worker.device, share)
+                    if run.path not in tried_again:
+                        tried_again.add(run.path)
+                        waiting.append(run)
+                        continue
                 yield run, problem
     finally:
         for worker in workers:
@@ -112,7 +118,7 @@ class _Worker:
             return self.run, self.connection.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
-            return self.run, "its process died, of too little memory perhaps: run again with fewer --jobs"
+            return self.run, _DIED
 
 
 def _serve(connection: Connection, files: Mapping[str, Path], device: str, cores: int) -> None:

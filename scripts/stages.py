@@ -2,6 +2,7 @@
 
     python scripts/stages.py images --data ROOT --weights FILE
     python scripts/stages.py gaussian {shared,dense} {r18,wr50}
+    python scripts/stages.py scoring --weights FILE
 
 Prints a JSON object of median seconds; `gaussian` takes random features, which cost what real ones do.
 """
@@ -11,8 +12,10 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +30,10 @@ from padim.data.images import read_image
 from padim.data.layouts import find_category
 from padim.data.transform import Transform
 from padim.embedding import Pyramid, draw_channels, embedding_concat, split_by_level
+from padim.export import export_onnx
 from padim.gaussian import Gaussian, Moments, gather
 from padim.metrics import evaluate
+from padim.runtime import Runtime
 
 # Preset and number of training images of each size.
 SIZES = {"r18": ("pytorch-r18", 209), "wr50": ("pytorch-wr50", 60)}
@@ -136,6 +141,25 @@ def gaussian(options: argparse.Namespace) -> dict[str, float]:
     }
 
 
+def scoring(options: argparse.Namespace) -> dict[str, float]:
+    """Seconds from resized images to maps, in torch and in ONNX Runtime, for one image and for eight."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (16, 224, 224, 3), dtype=np.uint8)
+    model = Padim(Config(), weights=options.weights).fit([torch.from_numpy(pixels).permute(0, 3, 1, 2)])
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "model.onnx")
+        export_onnx(model, path)
+        runtime = Runtime.load(path)
+        found = {}
+        for count in (1, 8):
+            batch = pixels[:count]
+            images = torch.from_numpy(batch).permute(0, 3, 1, 2)
+            found[f"torch, {count}"] = median_seconds(lambda images=images: model.score(images), 20)
+            found[f"ONNX Runtime, {count}"] = median_seconds(lambda batch=batch: runtime.score(batch), 20)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     stages = parser.add_subparsers(required=True)
@@ -143,6 +167,9 @@ def main() -> None:
     of_images.add_argument("--data", type=Path, required=True)
     of_images.add_argument("--weights", type=Path, required=True)
     of_images.set_defaults(stage=images)
+    of_scoring = stages.add_parser("scoring")
+    of_scoring.add_argument("--weights", type=Path, required=True)
+    of_scoring.set_defaults(stage=scoring)
     of_gaussian = stages.add_parser("gaussian")
     of_gaussian.add_argument("form", choices=("shared", "dense"))
     of_gaussian.add_argument("size", choices=SIZES)

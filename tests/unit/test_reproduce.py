@@ -3,7 +3,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -143,23 +145,31 @@ def runs(data_root, tmp_path):
     return [Run(Experiment("small", SMALL).with_seed(n), category, "", tmp_path / f"{n}.json") for n in range(4)]
 
 
-def test_a_process_that_dies_costs_the_run_that_it_was_at(runs, weights_file, monkeypatch):
+def test_a_process_that_dies_costs_no_run(runs, weights_file, monkeypatch):
     outcomes = execute(runs, {"resnet18": weights_file}, "cpu", 2, jobs=2)
     workers = []
     start = jobs._Worker.start
     monkeypatch.setattr(jobs._Worker, "start", lambda *a: workers.append(start(*a)) or workers[-1])
     first = next(outcomes)
-    busy = next(worker for worker in workers if worker.run is not first[0])
-    busy.process.kill()
-    killed = busy.run.path
+    next(worker for worker in workers if worker.run is not first[0]).process.kill()
     found = {run.path: problem for run, problem in [first, *outcomes]}
-    assert set(found) == {run.path for run in runs}
-    assert [path for path, problem in found.items() if problem] in ([], [killed])  # it may have been done already
-    assert found[killed] is None or "its process died" in found[killed]
+    assert found == {run.path: None for run in runs}
     assert len(workers) == 3
     for worker in workers:
         worker.process.join(10)
         assert not worker.process.is_alive()
+
+
+def kills_its_process(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_run_that_kills_its_process_is_given_up_and_the_others_go_on(runs, weights_file):
+    deadly = replace(runs[0], experiment=replace(runs[0].experiment, detector=kills_its_process))
+    outcomes = execute([deadly, *runs[1:]], {"resnet18": weights_file}, "cpu", 2, jobs=2)
+    found = {run.path.name: problem for run, problem in outcomes}
+    assert "its process died twice" in found.pop("0.json")
+    assert found == {"1.json": None, "2.json": None, "3.json": None}
 
 
 def test_an_error_of_any_kind_is_that_runs_alone(runs, weights_file):

@@ -82,12 +82,7 @@ class PcaPadim:
     def fit(self, batches: Iterable[Tensor]) -> Self:
         """As `Padim.fit`."""
         with full_float32(self.device):
-            moments: Moments | None = None
-            for features in gather(map(self.base.features, batches)):
-                moments = moments or Moments.about(features)
-                moments.update(features)
-            if moments is None:
-                raise PadimError("a Gaussian needs at least two training images, there is none")
+            moments = Moments.of(gather(map(self.base.features, batches)))
             self.axes = principal_axes(moments, self.config.channels)
             self.gaussian = Gaussian.fit(_projected_moments(moments, self.axes), self.config.epsilon)
         return self

@@ -22,6 +22,7 @@ LAYERS = ("layer1", "layer2", "layer3", "layer4")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 UPSAMPLINGS = ("bilinear", "bicubic")
 MAX_SIDE = 8192  # pixels
+FALSE_ALARM_RATE = 0.01  # what a verdict may flag of fresh normal images, unless another share is asked for
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 

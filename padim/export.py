@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from padim.errors import PadimError
 from padim.files import atomic_write
 from padim.model import Padim
-from padim.runtime import VERSION
+from padim.runtime import VERSION, Runtime
 from padim.scoring import image_scores
 
 # How far maps of ONNX Runtime may lie from torch's, relative to the largest distance.
@@ -105,19 +105,17 @@ def _header(model: Padim) -> dict[str, object]:
         "version": VERSION,
         "config": model.config.to_dict(),
         "about": about,
-        "dimensions": len(model.channels),
+        "dimensions": model.dimensions,
         "calibration": calibration,
     }
 
 
 def _difference(model: Padim, path: Path, images: Tensor) -> float:
     """The largest difference of the maps, relative to the largest distance, for batches of one and of several."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    runtime = Runtime.load(path)
     differences = []
     for batch in (images, images[:1]):
         expected = model.score(batch).maps.numpy()
-        (found,) = session.run(["maps"], {"images": batch.numpy()})
+        found = runtime.score(batch.permute(0, 2, 3, 1).numpy()).maps
         differences.append(float(np.abs(found - expected).max() / expected.max()))
     return max(differences)

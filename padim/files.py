@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import stat
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from padim.errors import PadimError
 
@@ -24,6 +26,25 @@ def check_writable(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise PadimError(f"can't write to the folder {folder}: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all; what a file name has beyond that becomes `?`.
+
+    Raises:
+        PadimError: it can't be written.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file for people and programs, whole or not at all.
+
+    Raises:
+        PadimError: it can't be written.
+    """
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 @contextmanager

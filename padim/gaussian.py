@@ -104,6 +104,21 @@ class Moments:
     second: Blocks
 
     @classmethod
+    def of(cls, groups: Iterable[Sequence[Tensor]]) -> Moments:
+        """The moments of all images in groups of features, `[cells_i, d_i, n]` a level.
+
+        Raises:
+            PadimError: there is no group, or a feature is not finite.
+        """
+        moments: Moments | None = None
+        for features in groups:
+            moments = moments or cls.about(features)
+            moments.update(features)
+        if moments is None:
+            raise PadimError("a Gaussian needs at least two training images, there is none")
+        return moments
+
+    @classmethod
     def about(cls, features: Sequence[Tensor]) -> Moments:
         """Empty moments whose shift is the mean of a batch of features, `[cells_i, d_i, n]` a level."""
         shift = [level.mean(dim=2, keepdim=True) for level in features]

@@ -18,7 +18,8 @@ Ints = NDArray[np.integer]
 # The false-positive rate up to which AUPRO is measured.
 PRO_LIMIT = 0.3
 
-_EIGHT_CONNECTED = np.ones((3, 3))
+# Pixels that touch at a corner belong to one region.
+EIGHT_CONNECTED = np.ones((3, 3))
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def pro_curve(masks: Bools, maps: Floats) -> Curve:
     """
     weights = []
     for mask in masks:
-        regions, _ = scipy.ndimage.label(mask, structure=_EIGHT_CONNECTED)
+        regions, _ = scipy.ndimage.label(mask, structure=EIGHT_CONNECTED)
         inside = regions[mask]
         weights.append(1 / np.bincount(inside)[inside])  # every region counts as much as any other
     return Curve.of(masks, maps, np.concatenate(weights))

@@ -18,7 +18,7 @@ import padim
 from padim import modelfile
 from padim.backbones import Backbone, StateDict, digest, download_weights, read_weights
 from padim.calibration import PIXEL_RATES, Calibration
-from padim.config import Config
+from padim.config import FALSE_ALARM_RATE, Config
 from padim.device import find_device, full_float32
 from padim.embedding import Pyramid, draw_channels, split_by_level
 from padim.errors import PadimError
@@ -89,7 +89,7 @@ class Padim:
             weights = read_weights(Path(weights))
         self.backbone.load_weights(weights)
         self.backbone.to(self.device)
-        self.about = About("", 0, 0.01, digest(self.backbone.weights()), padim.__version__)
+        self.about = About("", 0, FALSE_ALARM_RATE, digest(self.backbone.weights()), padim.__version__)
 
     @property
     def dimensions(self) -> int:
@@ -148,7 +148,7 @@ class Padim:
         category: str = "",
         *,
         calibrate: bool = True,
-        false_alarm_rate: float = 0.01,
+        false_alarm_rate: float = FALSE_ALARM_RATE,
     ) -> Self:
         """Learn what normal images look like, in memory that does not grow with their number.
 
@@ -165,24 +165,16 @@ class Padim:
         Raises:
             PadimError: fewer than two images, or features that are not finite.
         """
-        moments: Moments | None = None
-        kept: list[list[Tensor]] | None = [] if calibrate else None
+        kept: list[list[Tensor]] = []
+        groups = self._features_of(batches)
         with full_float32(self.device):
-            for features in self._features_of(batches):
-                moments = moments or Moments.about(features)
-                moments.update(features)
-                if kept is not None:
-                    kept.append(features)
-                    if moments.count > KEPT_IMAGES:
-                        kept = None
-            if moments is None:
-                raise PadimError("a Gaussian needs at least two training images, there is none")
+            moments = Moments.of(_keeping(groups, kept) if calibrate else groups)
             count = moments.count
             self.gaussian = Gaussian.fit(moments, self.config.epsilon)
-            again: Iterable[Sequence[Tensor]] | None = kept
-            if again is None and calibrate and not isinstance(batches, Iterator):
+            again: Iterable[Sequence[Tensor]] = kept
+            if calibrate and not kept and not isinstance(batches, Iterator):
                 again = self._features_of(batches)
-            self.calibration = Calibration.of(self._left_out_maps(again, count)) if again and count > 2 else None
+            self.calibration = Calibration.of(self._left_out_maps(again, count)) if count > 2 else None
         self.about = dataclasses.replace(self.about, category=category, images=count, false_alarm_rate=false_alarm_rate)
         return self
 
@@ -303,6 +295,18 @@ class Padim:
         if self.gaussian is None:
             raise PadimError("the model isn't fitted: call fit, or load one")
         return self.gaussian
+
+
+def _keeping(groups: Iterable[list[Tensor]], kept: list[list[Tensor]]) -> Iterator[list[Tensor]]:
+    """The groups, which are also put into `kept`; that is empty at the end if they had more than `KEPT_IMAGES`."""
+    images = 0
+    for features in groups:
+        images += features[0].shape[2]
+        if images <= KEPT_IMAGES:
+            kept.append(features)
+        else:
+            kept.clear()
+        yield features
 
 
 def _check_nesting(size: tuple[int, int], grids: list[tuple[int, int]]) -> None:

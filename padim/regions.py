@@ -9,8 +9,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from padim.data.transform import Box
-
-_EIGHT_CONNECTED = np.ones((3, 3))
+from padim.metrics import EIGHT_CONNECTED
 
 
 class Region(NamedTuple):
@@ -35,7 +34,7 @@ def anomalous_regions(anomaly_map: NDArray[np.floating], threshold: float, seen:
         threshold: distance from which a pixel counts.
         seen: the part of the original image that the map covers, in its pixels.
     """
-    labels, count = scipy.ndimage.label(anomaly_map >= threshold, structure=_EIGHT_CONNECTED)
+    labels, count = scipy.ndimage.label(anomaly_map >= threshold, structure=EIGHT_CONNECTED)
     x, y = (seen.right - seen.left) / anomaly_map.shape[1], (seen.bottom - seen.top) / anomaly_map.shape[0]
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     peaks = scipy.ndimage.maximum(anomaly_map, labels, range(1, count + 1))

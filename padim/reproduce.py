@@ -21,7 +21,7 @@ from padim.data.loader import ImageLoader, batched, stack
 from padim.data.transform import Transform
 from padim.errors import PadimError
 from padim.evaluate import evaluate_model
-from padim.files import atomic_write
+from padim.files import write_json
 from padim.model import Padim
 
 # Column of a table -> figure of `padim.metrics.Metrics`.
@@ -153,8 +153,7 @@ class Run:
         metrics, images = evaluate_model(model, test, config.batch_size)
         counts = {"images": len(images), "skipped": train.skipped + test.skipped, "unmasked": test.unmasked}
         figures = dataclasses.asdict(metrics) | counts
-        with atomic_write(self.path) as temporary:
-            temporary.write_text(json.dumps({"key": key, "figures": figures}, indent=2) + "\n", encoding="utf-8")
+        write_json(self.path, {"key": key, "figures": figures})
         return figures
 
     def _key(self) -> dict[str, Any]:

@@ -112,10 +112,7 @@ def gaussian(options: argparse.Namespace) -> dict[str, float]:
 
         def fit() -> Gaussian:
             batches = zip(*(level.split(config.batch_size) for level in levels), strict=True)
-            moments = None
-            for features in gather(cells(list(batch)) for batch in batches):
-                moments = moments or Moments.about(features)
-                moments.update(features)
+            moments = Moments.of(gather(cells(list(batch)) for batch in batches))
             return Gaussian.fit(moments, config.epsilon)
 
         def score(model: Gaussian, batch: list[torch.Tensor]) -> torch.Tensor:

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import functools
 import io
-import json
 import logging
 import math
 import os
@@ -311,14 +310,6 @@ def _peak_memory_bytes() -> int:
         return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file for people and programs, whole or not at all."""
-    from padim.files import atomic_write
-
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

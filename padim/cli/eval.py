@@ -28,7 +28,6 @@ from padim.cli.common import (
     pick_device,
     progress,
     threshold_summary,
-    write_json,
 )
 from padim.errors import PadimError
 
@@ -138,6 +137,7 @@ def read_test_images(category: Category, config: Config, options: argparse.Names
 def evaluate_category(model: Padim, category: str, loader: ImageLoader, options: argparse.Namespace) -> dict[str, Any]:
     """Evaluate a model on its category; writes `eval.json`, and a report if asked for, and returns the figures."""
     from padim.evaluate import evaluate_model
+    from padim.files import write_json
 
     start = time.perf_counter()
     batch_size = options.batch_size or model.config.batch_size

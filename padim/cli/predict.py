@@ -130,7 +130,6 @@ def _load(
     import torch
 
     from padim.model import Padim
-    from padim.runtime import Runtime
 
     model = Padim.load(
         options.model, weights=options.weights, device=pick_device(options.device), precision=options.precision

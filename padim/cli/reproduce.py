@@ -182,13 +182,12 @@ def _print(tables: Mapping[str, Sequence[Row]], as_json: bool) -> None:
 
 def _write(folder: Path, tables: Mapping[str, Sequence[Row]]) -> None:
     """Write the tables of each experiment beside its results."""
-    from padim.files import atomic_write
+    from padim.files import write_text
     from padim.report.tables import as_csv, as_html, as_markdown
 
     for experiment, rows in tables.items():
         for suffix, text in (("csv", as_csv), ("md", as_markdown), ("html", as_html)):
-            with atomic_write(folder / experiment / f"table.{suffix}") as temporary:
-                temporary.write_text(text({experiment: rows}), encoding="utf-8")
+            write_text(folder / experiment / f"table.{suffix}", text({experiment: rows}))
 
 
 if __name__ == "__main__":

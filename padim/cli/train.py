@@ -28,10 +28,9 @@ from padim.cli.common import (
     peak_memory,
     pick_device,
     threshold_summary,
-    write_json,
 )
 from padim.cli.eval import evaluate_category, read_test_images, table
-from padim.config import Config
+from padim.config import FALSE_ALARM_RATE, Config
 from padim.errors import PadimError
 
 if TYPE_CHECKING:
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
     from padim.model import Padim
 
 log = logging.getLogger(__name__)
-
-_FALSE_ALARM_RATE = 0.01
 
 
 def parser() -> Parser:
@@ -69,7 +66,7 @@ def parser() -> Parser:
         default="fp32",
         help="numbers of the factors in the model file; fp16 halves them and costs digits (default: fp32)",
     )
-    add_rate_option(result, "0.01")
+    add_rate_option(result, str(FALSE_ALARM_RATE))
     result.add_argument(
         "--no-calibration", action="store_true", help="don't look for a threshold, which can take a second pass"
     )
@@ -146,7 +143,7 @@ def _train(
     from padim.data.layouts import EXPECTED
     from padim.data.loader import ImageLoader
     from padim.data.transform import Transform
-    from padim.files import check_writable
+    from padim.files import check_writable, write_json
     from padim.model import Padim
 
     items = category.train
@@ -163,7 +160,7 @@ def _train(
         Batches(loader, config.batch_size, category.name),
         category.name,
         calibrate=not options.no_calibration,
-        false_alarm_rate=options.false_alarm_rate or _FALSE_ALARM_RATE,
+        false_alarm_rate=options.false_alarm_rate or FALSE_ALARM_RATE,
     )
     path = folder / "model.safetensors"
     model.save(path, embed_backbone=not options.no_embed_backbone, storage=options.storage)

@@ -10,11 +10,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from padim.files import atomic_write
+from padim.files import atomic_write, write_text
 from padim.metrics import PRO_LIMIT, Curve
 
 # Of the palette of Okabe and Ito, which colour-blind people can tell apart.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 
 _MOST_POINTS = 500
 
@@ -61,8 +61,7 @@ def as_svg(figure: Figure) -> str:
 
 def save_figure(folder: Path, name: str, figure: Figure) -> None:
     """Write a figure as PNG and SVG."""
-    with atomic_write(folder / f"{name}.svg") as temporary:
-        temporary.write_text(as_svg(figure), encoding="utf-8")
+    write_text(folder / f"{name}.svg", as_svg(figure))
     with atomic_write(folder / f"{name}.png") as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from padim.data.items import GOOD
 from padim.evaluate import ImageResult
-from padim.files import atomic_write
+from padim.files import write_text
 from padim.metrics import Curve, Metrics, pro_curve
 from padim.report.colours import ColourScale
 from padim.report.figures import as_svg, histogram_figure, pro_figure, roc_figure, save_figure
@@ -171,8 +171,7 @@ def write_report(
         f" truth white, prediction cyan. {note}",
     )
     path = folder / "report.html"
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace")  # file names may be anything
+    write_text(path, page)
     return path
 
 

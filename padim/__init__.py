@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from padim.config import Config
 from padim.errors import PadimError
 
 if TYPE_CHECKING:
-    from padim.model import Padim, Scores
+    from padim.detector import Scores
+    from padim.model import Padim
 
 __version__ = "0.1.0"
+_LAZY = {"Padim": "padim.model", "Scores": "padim.detector"}
 __all__ = ["Config", "Padim", "PadimError", "Scores"]
 
 
 def __getattr__(name: str) -> Any:
     """Load what needs torch when it is first asked for, so that commands answer at once."""
-    if name in ("Padim", "Scores"):
-        from padim import model
-
-        return getattr(model, name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

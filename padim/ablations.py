@@ -15,10 +15,11 @@ from torch import Tensor
 
 from padim.backbones import StateDict
 from padim.config import Config
+from padim.detector import Scores
 from padim.device import full_float32
 from padim.errors import PadimError
 from padim.gaussian import Gaussian, Moments, gather
-from padim.model import Padim, Scores
+from padim.model import Padim
 from padim.scoring import AnomalyMap, image_scores
 
 

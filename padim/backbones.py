@@ -27,7 +27,24 @@ StateDict = Mapping[str, Tensor]
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Normalisation(nn.Module):
+    """Pixels into what networks trained on ImageNet expect."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """RGB images `[n, 3, h, w]`, uint8 or float in 0..1, with ImageNet's mean at 0 and its deviation at 1."""
+        images = images.float() if images.is_floating_point() else images / 255
+        return (images - self.mean) / self.std
 
 
 class Backbone(nn.Module):
@@ -36,9 +53,6 @@ class Backbone(nn.Module):
     Attributes:
         shapes: channels, height and width of every level, in the order of the layers.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, name: str, layers: Sequence[str], image_size: tuple[int, int], precision: str = "fp32") -> None:
         """A backbone for images of one size (height, width), still without weights: see `load_weights`.
@@ -58,16 +72,14 @@ class Backbone(nn.Module):
         levels = self.network(torch.empty(1, 3, *image_size, device="meta")).values()
         self.shapes: list[tuple[int, int, int]] = [tuple(level.shape[1:]) for level in levels]
         self.name = name
-        self.dtype = _DTYPES[precision]
-        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        self.dtype = DTYPES[precision]
+        self.normalise = Normalisation()
         self._weights: dict[str, Tensor] = {}
         self.eval()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps `[n, c_l, h_l, w_l]`, float32, of RGB images `[n, 3, h, w]`: uint8, or float in 0..1."""
-        images = images.float() if images.is_floating_point() else images / 255
-        images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        images = self.normalise(images).contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return [features.float() for features in self.network(images).values()]
 

@@ -24,11 +24,12 @@ class Calibration:
 
     Attributes:
         scores: image scores of the training images, each left out of the fit, ascending, `[n]`.
-        pixels: for each of `PIXEL_RATES`, the value that so large a share of their maps' pixels exceeds, `[601]`.
+        pixels: for each of `PIXEL_RATES`, the value that so large a share of their maps' pixels exceeds, `[601]`; None
+            from a detector without maps.
     """
 
     scores: NDArray[np.float32]
-    pixels: NDArray[np.float32]
+    pixels: NDArray[np.float32] | None
 
     @classmethod
     def of(cls, maps: Iterable[NDArray[np.float32]]) -> Calibration | None:
@@ -74,7 +75,9 @@ class Calibration:
         reached = len(self.scores) - int(np.searchsorted(self.scores, score, side="left"))
         return (1 + reached) / (len(self.scores) + 1)
 
-    def pixel_threshold(self, false_alarm_rate: float) -> float:
-        """The distance that this share of the pixels of fresh normal images exceeds."""
+    def pixel_threshold(self, false_alarm_rate: float) -> float | None:
+        """The distance that this share of the pixels of fresh normal images exceeds; None without maps."""
+        if self.pixels is None:
+            return None
         step = math.ceil(-100 * math.log10(false_alarm_rate) - 1e-9)
         return float(self.pixels[min(step, len(self.pixels) - 1)])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from padim.errors import PadimError
+from padim.machine import cores
 
 
 def find_device(name: str) -> torch.device:
@@ -21,6 +22,18 @@ def find_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
         raise PadimError(f"torch finds no device {name!r} here: take cpu") from error
+
+
+@contextmanager
+def all_cores(device: torch.device) -> Iterator[None]:
+    """Every core for torch where it computes on the CPU, whatever it had before."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from padim.config import Config
+from padim.config import BaseConfig
 from padim.data.items import Item
 from padim.data.loader import Sample, batched, stack
+from padim.detector import Scores
 from padim.errors import PadimError
 from padim.metrics import Bools, Floats, Metrics, evaluate
-from padim.model import Scores
 
 
 @dataclass(frozen=True)
@@ -25,29 +25,36 @@ class ImageResult:
     Attributes:
         item: what it is.
         score: its image score.
-        anomaly_map: `[h, w]`.
+        anomaly_map: `[h, w]`, from a detector that has maps.
         mask: where it is defective, `[h, w]`, where that is known.
         image: RGB, uint8, `[h, w, 3]`, as the model has seen it, where it was asked for.
+        embedding: `[d]`, from a detector that compares whole images.
     """
 
     item: Item
     score: float
-    anomaly_map: Floats
+    anomaly_map: Floats | None
     mask: Bools | None
     image: NDArray[np.uint8] | None
+    embedding: Floats | None = None
 
 
-class Detector(Protocol):
-    """What scores images of one size, as `Padim` does."""
+class Scorer(Protocol):
+    """What scores images of one size, as every `padim.detector.Detector` does."""
 
     @property
-    def config(self) -> Config: ...
+    def config(self) -> BaseConfig: ...
 
     def score(self, images: Tensor) -> Scores: ...
 
 
 def evaluate_model(
-    model: Detector, samples: Iterable[Sample], batch_size: int, *, keep_images: bool = False
+    model: Scorer,
+    samples: Iterable[Sample],
+    batch_size: int,
+    *,
+    keep_images: bool = False,
+    embed: Callable[[Tensor], Tensor | None] | None = None,
 ) -> tuple[Metrics, list[ImageResult]]:
     """The figures of a fitted model on labelled samples, and what each image scores.
 
@@ -58,20 +65,24 @@ def evaluate_model(
         samples: the images with their labels and masks.
         batch_size: how many are scored at a time.
         keep_images: whether the results carry the images too.
+        embed: gives embeddings of a batch of images, for results that carry them too.
 
     Raises:
         PadimError: no sample could be read.
     """
     results = []
     for batch in batched(samples, batch_size):
-        scores = model.score(stack(batch))
-        for sample, score, anomaly_map in zip(batch, scores.images.tolist(), scores.maps.cpu().numpy(), strict=True):
+        images = stack(batch)
+        scores = model.score(images)
+        optional = scores.maps, embed(images) if embed else None
+        maps, embeddings = ([None] * len(batch) if part is None else part.cpu().numpy() for part in optional)
+        for sample, score, anomaly_map, embedding in zip(batch, scores.images.tolist(), maps, embeddings, strict=True):
             image = sample.image if keep_images else None
-            results.append(ImageResult(sample.item, score, anomaly_map, sample.mask, image))
+            results.append(ImageResult(sample.item, score, anomaly_map, sample.mask, image, embedding))
     if not results:
         raise PadimError("no test image could be read")
     size = model.config.image_size
-    masked = [result for result in results if result.mask is not None]
+    masked = [result for result in results if result.mask is not None and result.anomaly_map is not None]
     metrics = evaluate(
         np.array([result.item.anomalous for result in results]),
         np.array([result.score for result in results]),

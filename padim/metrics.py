@@ -26,12 +26,14 @@ EIGHT_CONNECTED = np.ones((3, 3))
 class Metrics:
     """The figures of one category, in 0..1 but for the thresholds, which are distances.
 
-    Both F1 thresholds are chosen on the images that they are measured on.
+    The thresholds, of the largest F1 and of Youden's index (the share found less that of false
+    alarms), are chosen on the images that they are measured on.
     """
 
     image_auroc: float | None
     image_f1_max: float | None
     image_f1_threshold: float | None
+    image_youden_threshold: float | None
     pixel_auroc: float | None
     pixel_ap: float | None
     pixel_f1_max: float | None
@@ -108,6 +110,10 @@ class Curve:
         best = int(f1.argmax())
         return float(f1[best]), float(self.thresholds[best])
 
+    def youden_threshold(self) -> float:
+        """The threshold of the largest difference between the share found and the false-positive rate."""
+        return float(self.thresholds[(self.found / self.found[-1] - self.false_positives / self.normal).argmax()])
+
 
 def evaluate(labels: Bools, scores: Floats, masks: Bools, maps: Floats) -> Metrics:
     """All figures of a category.
@@ -126,6 +132,7 @@ def evaluate(labels: Bools, scores: Floats, masks: Bools, maps: Floats) -> Metri
         image_auroc=images.area() if images else None,
         image_f1_max=image_f1,
         image_f1_threshold=image_threshold,
+        image_youden_threshold=images.youden_threshold() if images else None,
         pixel_auroc=pixels.area() if pixels else None,
         pixel_ap=pixels.average_precision() if pixels else None,
         pixel_f1_max=pixel_f1,

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import padim
-from padim import modelfile
-from padim.backbones import Backbone, StateDict, digest, download_weights, read_weights
-from padim.calibration import PIXEL_RATES, Calibration
+from padim.backbones import Backbone, digest
+from padim.calibration import Calibration
 from padim.config import FALSE_ALARM_RATE, Config
-from padim.device import find_device, full_float32
+from padim.detector import STORAGES, Detector, Scores, TrainingOptions, Weights, take, weights_from
+from padim.device import full_float32
 from padim.embedding import Pyramid, draw_channels, split_by_level
 from padim.errors import PadimError
 from padim.gaussian import Gaussian, Moments, gather
@@ -30,49 +28,17 @@ from padim.scoring import AnomalyMap, image_scores
 # 1.7 MB for WideResNet50-2 and 550. Every category of MVTec AD has fewer.
 KEPT_IMAGES = 400
 
-# How the factors may be kept in a model file.
-STORAGES = {"fp32": torch.float32, "fp16": torch.float16}
 
+class Padim(Detector):
+    """Patch distribution modelling (Defard et al. 2020)."""
 
-class Scores(NamedTuple):
-    """What a batch of n images scores; distances, so 0 is the mean of the normal images.
+    configuration = Config
+    has_maps = True
+    config: Config
 
-    Attributes:
-        images: image scores `[n]`, the largest value of each map.
-        maps: anomaly maps `[n, h, w]`, one value a pixel of the image that the backbone saw.
-    """
-
-    images: Tensor
-    maps: Tensor
-
-
-class Padim:
-    """Patch distribution modelling (Defard et al. 2020).
-
-    Batches of images are RGB tensors `[n, 3, h, w]`, h x w being `config.image_size`: uint8, or
-    floats in 0..1. They are moved to the model's device and normalised there.
-    """
-
-    def __init__(
-        self,
-        config: Config | None = None,
-        *,
-        weights: Path | str | StateDict | None = None,
-        device: str = "cpu",
-    ) -> None:
-        """An unfitted model.
-
-        Args:
-            config: the protocol; by default that of the preset `pytorch-r18`.
-            weights: state dict of the backbone, or its file; by default the published weights are downloaded.
-            device: where to compute, in torch's terms.
-
-        Raises:
-            PadimError: the weights can't be had or don't fit, the image size doesn't suit the layers, or torch
-                finds no such device.
-        """
-        self.config = config or Config()
-        self.device = find_device(device)
+    def __init__(self, config: Config | None = None, *, weights: Weights | None = None, device: str = "cpu") -> None:
+        """As `Detector`; the image size has to suit the layers, too."""
+        super().__init__(config, device=device)
         size = self.config.image_size
         self.backbone = Backbone(self.config.backbone, self.config.layers, size, self.config.precision)
         grids = [shape[1:] for shape in self.backbone.shapes]
@@ -81,25 +47,15 @@ class Padim:
         self.anomaly_map = AnomalyMap(grids[0], size, self.config.upsampling, self.config.sigma).to(self.device)
         self._draw(draw_channels(sum(self._widths()), self.config.channels, self.config.seed))
         self.gaussian: Gaussian | None = None
-        self.calibration: Calibration | None = None
 
-        if weights is None:
-            weights = download_weights(self.config.backbone)
-        elif isinstance(weights, Path | str):
-            weights = read_weights(Path(weights))
-        self.backbone.load_weights(weights)
+        self.backbone.load_weights(weights_from(weights, self.config.backbone))
         self.backbone.to(self.device)
-        self.about = About("", 0, FALSE_ALARM_RATE, digest(self.backbone.weights()), padim.__version__)
+        self.about = dataclasses.replace(self.about, weights_sha256=digest(self.backbone.weights()))
 
     @property
     def dimensions(self) -> int:
         """How many channels are drawn."""
         return len(self.channels)
-
-    @property
-    def false_alarm_rate(self) -> float:
-        """The share of fresh normal images that the verdict may flag."""
-        return self.about.false_alarm_rate
 
     def _widths(self) -> list[int]:
         """How many channels each level has, finest first."""
@@ -120,15 +76,8 @@ class Padim:
         Raises:
             PadimError: the images have another size, or are floats outside 0..1.
         """
-        if tuple(images.shape[1:]) != (3, *self.config.image_size):
-            expected = f"[n, 3, {self.config.image_size[0]}, {self.config.image_size[1]}]"
-            raise PadimError(f"images have shape {list(images.shape)}, expected {expected}")
-        if images.is_floating_point() and bool(((images < 0) | (images > 1)).any()):
-            raise PadimError("floating point images have values in 0..1: divide by 255, or pass uint8")
-        if self.device.type == "cuda" and images.device.type == "cpu":
-            images = images.pin_memory()  # only then does the copy overlap with what the GPU still computes
         with full_float32(self.device):
-            return self.select(self.backbone(images.to(self.device, non_blocking=images.is_pinned())))
+            return self.select(self.backbone(self.on_device(images)))
 
     def select(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """The drawn channels of the backbone's maps `[n, c_l, h_l, w_l]`, finest first, as `features` gives them."""
@@ -149,22 +98,16 @@ class Padim:
         *,
         calibrate: bool = True,
         false_alarm_rate: float = FALSE_ALARM_RATE,
+        training: TrainingOptions | None = None,
     ) -> Self:
-        """Learn what normal images look like, in memory that does not grow with their number.
+        """As `Detector.fit`, in memory that does not grow with the number of images.
 
         One pass fits. The calibration scores the same images as if each had been left out: from their
-        features if they are `KEPT_IMAGES` at most, else in a second pass.
-
-        Args:
-            batches: of images; of a pair like those that a `DataLoader` gives, the first entry is taken.
-            category: a name that the model will carry.
-            calibrate: whether thresholds are wanted; not for an iterator that can't be gone through twice,
-                once its images are too many to keep, nor for two images.
-            false_alarm_rate: the share of fresh normal images that the model's verdict may flag.
-
-        Raises:
-            PadimError: fewer than two images, or features that are not finite.
+        features if they are `KEPT_IMAGES` at most, else in a second pass. There is none for an iterator
+        that can't be gone through twice, once its images are too many to keep, nor for two images.
         """
+        if training and training.resume:
+            raise PadimError("padim fits in one pass: there is nothing to resume")
         kept: list[list[Tensor]] = []
         groups = self._features_of(batches)
         with full_float32(self.device):
@@ -190,106 +133,52 @@ class Padim:
                 squared = gaussian.left_out_distances(part, count, self.config.epsilon)
                 yield self.anomaly_map(self.pyramid.to_map(squared.sqrt())).cpu().numpy()
 
-    @torch.no_grad()
-    def score(self, images: Tensor) -> Scores:
-        """Image scores `[n]` and anomaly maps `[n, h, w]` of a batch, on the model's device.
-
-        Raises:
-            PadimError: the model isn't fitted, the images have another size, or a distance is not finite.
-        """
-        with full_float32(self.device):
-            maps = self.maps(self.features(images))
-        if not bool(maps.isfinite().all()):
-            raise PadimError("the distances are not finite: score with --precision fp32 or bf16")
+    def forward(self, images: Tensor) -> Scores:
+        """As `Detector.forward`."""
+        maps = self.maps(self.select(self.backbone(images)))
         return Scores(image_scores(maps), maps)
 
-    def save(self, path: Path | str, *, embed_backbone: bool = True, storage: str = "fp32") -> None:
-        """Write the model as one file, whole or not at all; `padim.modelfile` describes it.
-
-        Args:
-            path: where to; by convention `model.safetensors`.
-            embed_backbone: whether the file carries the backbone's weights, so that it scores anywhere.
-            storage: `fp32`, or `fp16` for half as many bytes in the factors, which costs digits.
-
-        Raises:
-            PadimError: the model isn't fitted, or the file can't be written.
-        """
+    def tensors(self, embed_backbone: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+        """As `Detector.tensors`."""
         gaussian = self._fitted()
-        dtype = STORAGES[storage]
         tensors = {"channels": torch.tensor(self.channels, dtype=torch.int64)}
         for i, (mean, row) in enumerate(zip(gaussian.mean, gaussian.factors, strict=True)):
             tensors[f"mean.{i}"] = mean
             tensors |= {f"factor.{i}.{j}": block.to(dtype) for j, block in enumerate(row)}
-        if self.calibration:
-            tensors |= {
-                "normal.scores": torch.from_numpy(self.calibration.scores),
-                "normal.pixels": torch.from_numpy(self.calibration.pixels),
-            }
         if embed_backbone:
             tensors |= {f"backbone.{key}": value for key, value in self.backbone.weights().items()}
-        modelfile.write(Path(path), tensors, self.config, self.about)
+        return tensors
 
     @classmethod
-    def load(
-        cls, path: Path | str, *, weights: Path | str | None = None, device: str = "cpu", precision: str | None = None
-    ) -> Padim:
-        """A fitted model from its file.
-
-        Args:
-            path: the model file.
-            weights: weights of the backbone, for a file that doesn't carry them; downloaded by default.
-            device: where to compute.
-            precision: arithmetic of the backbone, by default what the model was fitted with.
-
-        Raises:
-            PadimError: the file can't be read or is damaged, or the weights are others than those
-                that the model was fitted with.
-        """
-        tensors, config, about = modelfile.read(Path(path))
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], config: Config, about: About, weights: Weights | None, device: str
+    ) -> Self:
+        """As `Detector.from_tensors`; other weights than those that it was fitted with are an error, too."""
         embedded = {key.removeprefix("backbone."): tensors[key] for key in tensors if key.startswith("backbone.")}
-        config = dataclasses.replace(config, precision=precision or config.precision)
-        try:
-            model = cls(config, weights=weights or embedded or None, device=device)
-            if model.about.weights_sha256 != about.weights_sha256:
-                raise PadimError(
-                    f"fitted with other weights (SHA-256 {about.weights_sha256[:12]}.., these have"
-                    f" {model.about.weights_sha256[:12]}..): pass the right ones with --weights"
-                )
-            model._restore(tensors, about.images)
-        except PadimError as error:
-            raise PadimError(f"{path}: {error}") from error
-        model.about = about
+        model = cls(config, weights=weights or embedded or None, device=device)
+        if model.about.weights_sha256 != about.weights_sha256:
+            raise PadimError(
+                f"fitted with other weights (SHA-256 {about.weights_sha256[:12]}.., these have"
+                f" {model.about.weights_sha256[:12]}..): pass the right ones with --weights"
+            )
+        model._restore(tensors)
         return model
 
-    def _restore(self, tensors: dict[str, Tensor], images: int) -> None:
-        """Take channels, Gaussians and calibration from the tensors of a model file, checking each one."""
-
-        def take(key: str, *shape: int, dtypes: Collection[torch.dtype] = (torch.float32,)) -> Tensor:
-            value = tensors.get(key)
-            if value is None or value.dtype not in dtypes or value.shape != shape or not bool(value.isfinite().all()):
-                kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-                raise PadimError(f"a damaged model: {key!r} is not there as finite {kinds} of shape {list(shape)}")
-            return value.to(self.device)
-
-        self._draw(take("channels", len(self.channels), dtypes=(torch.int64,)).tolist())
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take channels and Gaussians from the tensors of a model file, checking each one."""
+        self._draw(take(tensors, "channels", len(self.channels), dtypes=(torch.int64,)).tolist())
         cells = [height * width for height, width in self.pyramid.grids]
         drawn = [len(level) for level in reversed(self._level_channels)]
         levels = range(len(cells))
-        self.gaussian = Gaussian(
-            [take(f"mean.{i}", cells[i], drawn[i], 1) for i in levels],
-            [
-                [
-                    take(f"factor.{i}.{j}", cells[i], drawn[i], drawn[j], dtypes=STORAGES.values()).float()
-                    for j in range(i + 1)
-                ]
-                for i in levels
-            ],
-        )
 
-        if "normal.scores" in tensors:
-            self.calibration = Calibration(
-                take("normal.scores", images).cpu().numpy(), take("normal.pixels", len(PIXEL_RATES)).cpu().numpy()
-            )
+        def factor(i: int, j: int) -> Tensor:
+            block = take(tensors, f"factor.{i}.{j}", cells[i], drawn[i], drawn[j], dtypes=STORAGES.values())
+            return block.to(self.device).float()
+
+        self.gaussian = Gaussian(
+            [take(tensors, f"mean.{i}", cells[i], drawn[i], 1).to(self.device) for i in levels],
+            [[factor(i, j) for j in range(i + 1)] for i in levels],
+        )
 
     def _fitted(self) -> Gaussian:
         if self.gaussian is None:

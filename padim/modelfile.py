@@ -1,39 +1,55 @@
 """The model file: what it holds, under which names, and what is checked when one is read.
 
-A safetensors file, format version 2. Levels are counted from the coarsest, 0. Numbers are float32,
-those of the factors float16 where that was asked for.
+A safetensors file, format version 2. Numbers are float32, those of the factors float16 where that was asked for.
+Of PaDiM, whose levels are counted from the coarsest, 0:
 
 | key                | shape                  | what                                                  |
 | ------------------ | ---------------------- | ----------------------------------------------------- |
 | `channels`         | [d], int64             | channels drawn from the joined levels, in drawn order |
 | `mean.I`           | [cells_I, d_I, 1]      | mean of level I, cells in the order of the pyramid    |
 | `factor.I.J`       | [cells_I, d_I, d_J]    | block of the Cholesky factor, inverted where J = I    |
-| `normal.scores`    | [images]               | scores of the training images, each left out of the fit |
-| `normal.pixels`    | [601]                  | quantiles of their maps, see `padim.calibration`      |
 | `backbone.KEY`     | as in the architecture | weights up to the last used layer, unless left out    |
 
-The metadata has one entry, `padim`: a JSON object of `version` (2), `config` (the fields of `Config`)
-and `about` (those of `About`). The same model makes the same bytes. No file is ever unpickled.
+Of CutPaste:
+
+| key                | shape                  | what                                                  |
+| ------------------ | ---------------------- | ----------------------------------------------------- |
+| `network.KEY`      | as in the network      | the trained weights, float32                          |
+| `density.KEY`      | as in the density      | see `padim.cutpaste.density`                          |
+| `embeddings`       | [images, 512]          | those of the training images                          |
+
+Of both, where the model was calibrated:
+
+| key                | shape                  | what                                                  |
+| ------------------ | ---------------------- | ----------------------------------------------------- |
+| `normal.scores`    | [images]               | scores of the training images, each left out of the fit |
+| `normal.pixels`    | [601]                  | quantiles of their maps, see `padim.calibration`      |
+
+The metadata has one entry, `padim`: a JSON object of `version` (2), `config` (`method` and the fields of its
+configuration) and `about` (those of `About`). The same model makes the same bytes. No file is ever unpickled.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from padim.config import Config
+from padim.config import BaseConfig
 from padim.errors import PadimError
 from padim.files import atomic_write
 
 VERSION = 2
+
+AnyConfig = TypeVar("AnyConfig", bound=BaseConfig)
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ class About:
             raise ValueError(f"false_alarm_rate: {self.false_alarm_rate} is not between 0 and 1")
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], config: Config, about: About) -> None:
+def write(path: Path, tensors: Mapping[str, Tensor], config: BaseConfig, about: About) -> None:
     """Write a model file, whole or not at all.
 
     Raises:
@@ -78,12 +94,33 @@ def write(path: Path, tensors: Mapping[str, Tensor], config: Config, about: Abou
             raise OSError(str(error)) from error
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], Config, About]:
+def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor], AnyConfig, About]:
     """Tensors, configuration and origin of a model file, on the CPU.
 
     Raises:
-        PadimError: the file can't be read, is damaged, is not a model, or of another version.
+        PadimError: the file can't be read, is damaged, is not a model, or of another version or method.
     """
+    with _opened(path) as (file, header):
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        try:
+            return tensors, configuration.from_dict(header["config"]), About(**header["about"])
+        except PadimError as error:
+            raise PadimError(f"{path} is a damaged model: {error}") from error
+
+
+def config_values(path: Path) -> dict[str, Any]:
+    """The fields of the configuration in a model file, unchecked.
+
+    Raises:
+        PadimError: as `read`.
+    """
+    with _opened(path) as (_, header):
+        return dict(header["config"])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A model file and its header; what goes wrong with either, in here or with the caller, becomes an error."""
     try:
         path.open("rb").close()  # safetensors names no path and no reason in its errors
         with safe_open(path, framework="pt") as file:
@@ -96,18 +133,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], Config, About]:
                     f"{path} has format version {header['version']}, this program reads version {VERSION}:"
                     " train it again, or use the padim that wrote it"
                 )
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        return tensors, _config(path, header["config"]), About(**header["about"])
+            yield file, header
     except OSError as error:
         raise PadimError(f"can't read the model {path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise PadimError(f"{path} is damaged or not a padim model: {error}") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise PadimError(f"{path} is a damaged model: its metadata can't be understood") from error
-
-
-def _config(path: Path, values: Mapping[str, Any]) -> Config:
-    try:
-        return Config.from_dict(values)
-    except PadimError as error:
-        raise PadimError(f"{path} is a damaged model: {error}") from error

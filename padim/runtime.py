@@ -12,18 +12,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from padim.calibration import PIXEL_RATES, Calibration
-from padim.config import Config
+from padim.config import BaseConfig
 from padim.data.transform import Transform
 from padim.errors import PadimError
+from padim.methods import configuration
 
 VERSION = 1
 
 
 class Scores(NamedTuple):
-    """What a batch of n images scores, as `padim.model.Scores` has it: `[n]` and `[n, h, w]`."""
+    """What a batch of n images scores, as `padim.detector.Scores` has it: `[n]`, and `[n, h, w]` or None."""
 
     images: NDArray[np.float32]
-    maps: NDArray[np.float32]
+    maps: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class Runtime:
         config: the protocol that it was fitted with.
         category: what it was fitted to.
         false_alarm_rate: the share of fresh normal images that its verdict may flag.
-        dimensions: how many channels were drawn.
+        dimensions: of the space of the distances.
         calibration: what normal images score, where that is known.
     """
 
     session: Any
-    config: Config
+    config: BaseConfig
     category: str
     false_alarm_rate: float
     dimensions: int
@@ -76,23 +77,29 @@ class Runtime:
             raise PadimError(f"{path} is a damaged model: its metadata can't be understood") from error
 
     @property
+    def has_maps(self) -> bool:
+        """Whether there are anomaly maps, or image scores only."""
+        return any(output.name == "maps" for output in self.session.get_outputs())
+
+    @property
     def transform(self) -> Transform:
         """How images are resized and cropped."""
         return Transform.of(self.config)
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
-        """Image scores `[n]` and anomaly maps `[n, h, w]` of RGB images `[n, h, w, 3]`, resized and cropped.
+        """Image scores `[n]`, and anomaly maps `[n, h, w]` if it has them, of resized and cropped RGB `[n, h, w, 3]`.
 
         Raises:
-            PadimError: the images have another size, or a distance is not finite.
+            PadimError: the images have another size, or a score is not finite.
         """
         if images.shape[1:] != (*self.config.image_size, 3):
             expected = f"[n, {self.config.image_size[0]}, {self.config.image_size[1]}, 3]"
             raise PadimError(f"images have shape {list(images.shape)}, expected {expected}")
-        maps, scores = self.session.run(["maps", "scores"], {"images": images.transpose(0, 3, 1, 2)})
-        if not np.isfinite(maps).all():
-            raise PadimError("the distances are not finite: export the model again")
-        return Scores(scores, maps)
+        names = [output.name for output in self.session.get_outputs()]
+        found = dict(zip(names, self.session.run(names, {"images": images.transpose(0, 3, 1, 2)}), strict=True))
+        if not all(np.isfinite(values).all() for values in found.values()):
+            raise PadimError("the scores are not finite: export the model again")
+        return Scores(found["scores"], found.get("maps"))
 
     def score_image(self, image: Image.Image) -> Scores:
         """The score `[1]` and the map `[1, h, w]` of one RGB image of any size."""
@@ -110,12 +117,13 @@ def _parsed(header: dict[str, Any]) -> dict[str, Any]:
         raise PadimError(f"an export of version {header['version']}, this program reads version {VERSION}")
     calibration = header["calibration"]
     if calibration is not None:
-        scores, pixels = (np.array(calibration[name], dtype=np.float32) for name in ("scores", "pixels"))
-        if scores.ndim != 1 or pixels.shape != PIXEL_RATES.shape:
+        scores = np.array(calibration["scores"], dtype=np.float32)
+        pixels = None if calibration["pixels"] is None else np.array(calibration["pixels"], dtype=np.float32)
+        if scores.ndim != 1 or (pixels is not None and pixels.shape != PIXEL_RATES.shape):
             raise ValueError("calibration")
         calibration = Calibration(np.sort(scores), pixels)
     return {
-        "config": Config.from_dict(header["config"]),
+        "config": configuration(header["config"]).from_dict(header["config"]),
         "category": str(header["about"]["category"]),
         "false_alarm_rate": float(header["about"]["false_alarm_rate"]),
         "dimensions": int(header["dimensions"]),

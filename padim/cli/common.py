@@ -15,15 +15,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from padim.config import PRECISIONS, Config, preset_path
+from padim.config import PRECISIONS, BaseConfig, Config, kinds, preset_path
 from padim.errors import PadimError
+from padim.machine import cores, peak_memory_bytes
+from padim.methods import CONFIGURATIONS, read_config
 
 if TYPE_CHECKING:
     import torch
 
     from padim.data.items import Category
     from padim.data.loader import ImageLoader, Sample
-    from padim.model import Padim
+    from padim.detector import Detector
     from padim.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -190,36 +192,62 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """`--config`, `--preset`, and an option for every field of the configuration."""
+    """`--method`, `--config`, `--preset`, and an option for every field of any method's configuration."""
+    parser.add_argument(
+        "--method",
+        choices=tuple(CONFIGURATIONS),
+        help="detector to train (default: that of the configuration, or padim)",
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--config", type=Path, metavar="FILE", help="configuration, a TOML file")
     source.add_argument("--preset", metavar="NAME", help="a configuration that comes along (default: pytorch-r18)")
-    group = parser.add_argument_group("fields of the configuration, over those of the file")
-    for option in dataclasses.fields(Config):
-        default: Any = option.default
-        several = isinstance(default, tuple)
-        kind = type(default[0]) if several else type(default)
-        shown = " ".join(map(str, default)) if several else default
-        group.add_argument(
-            f"--{option.name.replace('_', '-')}",
-            type=kind,
-            nargs="*" if several else None,
-            choices=option.metadata["choices"] or None,
-            metavar=None
-            if option.metadata["choices"] and not several
-            else "N"
-            if kind is int
-            else kind.__name__.upper(),
-            help=f"{option.metadata['help']} (default: {shown})",
-        )
+    known: set[str] = set()
+    groups = {"of all methods": BaseConfig} | {f"of {method}": kind for method, kind in CONFIGURATIONS.items()}
+    for title, kind in groups.items():
+        group = parser.add_argument_group(f"fields of the configuration, over those of the file: {title}")
+        for field in dataclasses.fields(kind):
+            if field.name not in known:
+                _add_field(group, field, *kinds(kind)[field.name])
+                known.add(field.name)
 
 
-def config_from(options: argparse.Namespace) -> Config:
-    """The configuration that the options ask for: command line over file over default."""
+def _add_field(group: argparse._ActionsContainer, field: dataclasses.Field[Any], kind: type, several: bool) -> None:
+    defaults = {}
+    for method, config in CONFIGURATIONS.items():
+        if field.name in config.__dataclass_fields__:
+            value: Any = config.__dataclass_fields__[field.name].default
+            defaults[method] = (" ".join(map(str, value)) or "nothing") if several else str(value)
+    same = len(set(defaults.values())) == 1
+    shown = (
+        next(iter(defaults.values())) if same else ", ".join(f"{value} for {name}" for name, value in defaults.items())
+    )
+    choices = field.metadata["choices"] or None
+    group.add_argument(
+        f"--{field.name.replace('_', '-')}",
+        type=kind,
+        nargs="*" if several else None,
+        choices=choices,
+        metavar=None if choices and not several else "N" if kind is int else kind.__name__.upper(),
+        help=f"{field.metadata['help']} (default: {shown})",
+    )
+
+
+def config_from(options: argparse.Namespace) -> BaseConfig:
+    """The configuration that the options ask for: command line over file over default.
+
+    Raises:
+        PadimError: a value is not valid, or for another method.
+    """
     path = preset_path(options.preset) if options.preset else options.config
-    config = Config.from_toml(path) if path else Config()
-    given = {option.name: getattr(options, option.name) for option in dataclasses.fields(Config)}
-    return dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
+    config = read_config(path) if path else CONFIGURATIONS[options.method or Config.method]()
+    if options.method not in (None, config.method):
+        raise PadimError(f"--method {options.method}: {path} is a configuration of {config.method}")
+    fields = {field.name for kind in CONFIGURATIONS.values() for field in dataclasses.fields(kind)}
+    given = {name: getattr(options, name) for name in sorted(fields) if getattr(options, name) is not None}
+    for name in given:
+        if name not in config.__dataclass_fields__:
+            raise PadimError(f"--{name.replace('_', '-')} is no option of the method {config.method}")
+    return dataclasses.replace(config, **given)
 
 
 def pick_device(name: str) -> str:
@@ -261,13 +289,12 @@ class Batches:
         from padim.data.loader import batched, stack
 
         self.passes += 1
-        self.loader.skipped = 0  # what can't be read is counted once
         what = self.what if self.passes == 1 else f"{self.what}, calibration"
         for batch in batched(progress(self.loader, len(self.loader), what), self.size):
             yield stack(batch)
 
 
-def threshold_summary(model: Padim | Runtime, rate: float | None = None) -> dict[str, float | None]:
+def threshold_summary(model: Detector | Runtime, rate: float | None = None) -> dict[str, float | None]:
     """The calibrated threshold of a model for a false-alarm rate, by default its own.
 
     Without a calibration, or where its images are too few for the rate, the threshold is None; that
@@ -294,22 +321,11 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     import torch
 
     if device.type != "cuda":
-        return {"peak_memory_bytes": _peak_memory_bytes()}
+        return {"peak_memory_bytes": peak_memory_bytes()}
     return {
-        "peak_memory_bytes": _peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(),
         "device_peak_memory_bytes": torch.cuda.max_memory_allocated(device),
     }
-
-
-def _peak_memory_bytes() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -342,7 +358,3 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return number
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

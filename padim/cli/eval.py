@@ -34,11 +34,11 @@ from padim.errors import PadimError
 if TYPE_CHECKING:
     import argparse
 
-    from padim.config import Config
+    from padim.config import BaseConfig
     from padim.data.items import Category
     from padim.data.loader import ImageLoader
+    from padim.detector import Detector
     from padim.evaluate import ImageResult
-    from padim.model import Padim
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _load_and_evaluate(category: str, options: argparse.Namespace) -> dict[str, Any]:
-    from padim.model import Padim
+    from padim.methods import load
 
-    model = Padim.load(
+    model = load(
         options.output / category / "model.safetensors",
         weights=options.weights,
         device=pick_device(options.device),
@@ -118,7 +118,7 @@ def _load_and_evaluate(category: str, options: argparse.Namespace) -> dict[str, 
     return evaluate_category(model, category, loader, options)
 
 
-def read_test_images(category: Category, config: Config, options: argparse.Namespace) -> ImageLoader:
+def read_test_images(category: Category, config: BaseConfig, options: argparse.Namespace) -> ImageLoader:
     """The category's test images.
 
     Raises:
@@ -134,7 +134,9 @@ def read_test_images(category: Category, config: Config, options: argparse.Names
     return ImageLoader(category.test, Transform.of(config), workers=options.workers, strict=options.strict)
 
 
-def evaluate_category(model: Padim, category: str, loader: ImageLoader, options: argparse.Namespace) -> dict[str, Any]:
+def evaluate_category(
+    model: Detector, category: str, loader: ImageLoader, options: argparse.Namespace
+) -> dict[str, Any]:
     """Evaluate a model on its category; writes `eval.json`, and a report if asked for, and returns the figures."""
     from padim.evaluate import evaluate_model
     from padim.files import write_json
@@ -142,7 +144,8 @@ def evaluate_category(model: Padim, category: str, loader: ImageLoader, options:
     start = time.perf_counter()
     batch_size = options.batch_size or model.config.batch_size
     samples = progress(loader, len(loader), category)
-    metrics, images = evaluate_model(model, samples, batch_size, keep_images=options.report)
+    embed = model.embed if options.report else None
+    metrics, images = evaluate_model(model, samples, batch_size, keep_images=options.report, embed=embed)
     verdict = threshold_summary(model, options.false_alarm_rate)
     figures = {
         "category": category,
@@ -153,9 +156,12 @@ def evaluate_category(model: Padim, category: str, loader: ImageLoader, options:
         **dataclasses.asdict(metrics),
         **verdict,
         **_flagged(images, verdict["threshold"]),
+        "remark": model.remark,
         "seconds": round(time.perf_counter() - start, 3),
         **peak_memory(model.device),
     }
+    if model.remark:
+        log.warning("%s: %s", category, model.remark)
     if loader.unmasked:
         log.warning(
             "%s: %d defective images have no mask; the pixel figures are without them", category, loader.unmasked
@@ -168,7 +174,9 @@ def evaluate_category(model: Padim, category: str, loader: ImageLoader, options:
         from padim.report.page import write_report
 
         scale = ColourScale.about(verdict["threshold"], model.dimensions)
-        page = write_report(folder, category, metrics, images, scale, verdict["threshold"], verdict["pixel_threshold"])
+        known = None if model.embeddings is None else model.embeddings.numpy()
+        thresholds = verdict["threshold"], verdict["pixel_threshold"]
+        page = write_report(folder, category, metrics, images, scale, *thresholds, known, model.remark)
         print(f"report: {page}", file=sys.stderr)
     return figures
 

@@ -19,6 +19,12 @@ def parser() -> Parser:
     )
     result.add_argument("--model", type=Path, required=True, metavar="FILE", help="model that padim-train wrote")
     result.add_argument("--format", choices=("onnx",), default="onnx", help="(default: onnx)")
+    result.add_argument(
+        "--storage",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="large tensors of the file; fp16 halves it and costs digits, the arithmetic stays (default: fp32)",
+    )
     result.add_argument("--out", type=Path, metavar="FILE", help="where to (default: model.onnx beside the model)")
     result.add_argument(
         "--weights", type=Path, metavar="FILE", help="backbone weights, for models saved without (default: download)"
@@ -32,10 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
 
     from padim.export import export_onnx
-    from padim.model import Padim
+    from padim.methods import load
 
     path = options.out or options.model.with_suffix(".onnx")
-    difference = export_onnx(Padim.load(options.model, weights=options.weights), path)
+    model = load(options.model, weights=options.weights, precision="fp32")
+    difference = export_onnx(model, path, options.storage)
     print(json.dumps({"model": str(path), "bytes": path.stat().st_size, "largest_difference": difference}))
     return 0
 

@@ -16,12 +16,12 @@ from padim.cli.common import (
     add_data_option,
     aligned,
     command,
-    cores,
     pick_device,
     positive,
 )
 from padim.config import BACKBONES
 from padim.errors import PadimError
+from padim.machine import cores
 
 if TYPE_CHECKING:
     from padim.data.items import Category

@@ -27,10 +27,11 @@ from padim.cli.common import (
     in_own_folders,
     peak_memory,
     pick_device,
+    positive,
     threshold_summary,
 )
 from padim.cli.eval import evaluate_category, read_test_images, table
-from padim.config import FALSE_ALARM_RATE, Config
+from padim.config import FALSE_ALARM_RATE, BaseConfig
 from padim.errors import PadimError
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from padim.data.items import Category
-    from padim.data.loader import ImageLoader
-    from padim.model import Padim
+    from padim.data.loader import ImageLoader, Sample
+    from padim.detector import Detector
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def parser() -> Parser:
         "--storage",
         choices=("fp32", "fp16"),
         default="fp32",
-        help="numbers of the factors in the model file; fp16 halves them and costs digits (default: fp32)",
+        help="large tensors of the model file; fp16 halves them and costs digits (default: fp32)",
     )
     add_rate_option(result, str(FALSE_ALARM_RATE))
     result.add_argument(
@@ -73,6 +74,14 @@ def parser() -> Parser:
     add_machine_options(result)
     result.add_argument("--eval", action="store_true", help="evaluate each model as padim-eval does, in the same run")
     add_report_option(result)
+    steps = result.add_argument_group("training of many steps")
+    steps.add_argument(
+        "--show-augmentations", type=positive, metavar="N", help="write a sheet of N augmented images and stop"
+    )
+    steps.add_argument(
+        "--checkpoint-steps", type=positive, default=50, metavar="K", help="steps between checkpoints (default: 50)"
+    )
+    steps.add_argument("--resume", action="store_true", help="go on from the checkpoint beside the model")
     result.add_argument("--json", action="store_true", help="print the summary as JSON, one object a category")
     result.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     add_config_options(result)
@@ -90,10 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.eval = options.eval or options.report
     names = _names(options)
 
-    from padim.backbones import download_weights, read_weights
+    from padim.methods import detector
 
+    if options.show_augmentations:
+        for name in names:
+            print(_show_augmentations(category_from(options, name), config, options))
+        return 0
     device = pick_device(options.device)
-    weights = read_weights(options.weights) if options.weights else download_weights(config.backbone)
+    weights = detector(config.method).initial_weights(config, options.weights)
     figures: list[dict[str, Any]] = []
     failed = 0
     for name in names:
@@ -133,18 +146,21 @@ def _names(options: argparse.Namespace) -> list[str]:
 
 def _train(
     category: Category,
-    config: Config,
-    weights: Mapping[str, Tensor],
+    config: BaseConfig,
+    weights: Mapping[str, Tensor] | None,
     device: str,
     options: argparse.Namespace,
     tests: ImageLoader | None,
-) -> tuple[Padim, dict[str, Any]]:
+) -> tuple[Detector, dict[str, Any]]:
     """Fit, save, and write the summary beside the model; gives both. `tests` are read next, as early as possible."""
     from padim.data.layouts import EXPECTED
     from padim.data.loader import ImageLoader
     from padim.data.transform import Transform
+    from padim.detector import TrainingOptions
+    from padim.evaluate import evaluate_model
     from padim.files import check_writable, write_json
-    from padim.model import Padim
+    from padim.methods import detector
+    from padim.report.figures import save_figure, training_figure
 
     items = category.train
     if not items:
@@ -155,13 +171,27 @@ def _train(
     loader = ImageLoader(items, Transform.of(config), workers=options.workers, strict=options.strict)
     loader.follower = tests
     loader.start()
-    model = Padim(config, weights=weights, device=device)
+    model = detector(config.method)(config, weights=weights, device=device)
+    seen: list[Sample] = []
+
+    def test() -> float:
+        seen.extend(tests or () if not seen else ())
+        auroc = evaluate_model(model, seen, config.batch_size)[0].image_auroc
+        if auroc is None:
+            raise PadimError("--select best-on-test needs normal and defective test images")
+        return auroc
+
     model.fit(
         Batches(loader, config.batch_size, category.name),
         category.name,
         calibrate=not options.no_calibration,
         false_alarm_rate=options.false_alarm_rate or FALSE_ALARM_RATE,
+        training=TrainingOptions(
+            folder, options.checkpoint_steps, options.resume, options.workers, test if tests else None
+        ),
     )
+    if model.history:
+        save_figure(folder, "training", training_figure(model.history))
     path = folder / "model.safetensors"
     model.save(path, embed_backbone=not options.no_embed_backbone, storage=options.storage)
     seconds = time.perf_counter() - start
@@ -171,6 +201,7 @@ def _train(
         "images": model.about.images,
         "skipped": loader.skipped,
         **threshold_summary(model),
+        **model.facts,
         "seconds": round(seconds, 3),
         "images_per_second": round(model.about.images / seconds, 2),
         **peak_memory(model.device),
@@ -179,6 +210,26 @@ def _train(
     }
     write_json(folder / "train.json", summary | {"config": config.to_dict()})
     return model, summary
+
+
+def _show_augmentations(category: Category, config: BaseConfig, options: argparse.Namespace) -> Path:
+    """Write a sheet of training images as the detector sees them, a row each; gives its path."""
+    from PIL import Image
+
+    from padim.data.loader import ImageLoader
+    from padim.data.transform import Transform
+    from padim.methods import detector
+    from padim.report.contact import save_contact_sheet
+
+    items = category.train[: options.show_augmentations]
+    loader = ImageLoader(items, Transform.of(config), workers=options.workers, strict=options.strict)
+    kind = detector(config.method)
+    rows = [kind.augmented(Image.fromarray(sample.image), config, number) for number, sample in enumerate(loader)]
+    if not rows:
+        raise PadimError(f"{category.name}: there is no training image to show")
+    path: Path = options.output / category.name / "augmentations.png"
+    save_contact_sheet(path, rows)
+    return path
 
 
 def _readable(summary: Mapping[str, Any]) -> str:

@@ -77,12 +77,12 @@ def image_with_stem(folder: Path, *stems: str) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def collect_images(inputs: Sequence[Path], exclude: Path) -> dict[Path, Path]:
+def collect_images(inputs: Sequence[Path], exclude: Path | None = None) -> dict[Path, Path]:
     """The image files among `inputs` and in the folders among them, recursively.
 
     Args:
         inputs: files and folders; files are taken whatever their suffix.
-        exclude: a folder whose contents are left out.
+        exclude: a folder whose contents are left out, if any.
 
     Returns:
         Each image once, in order, with a name for what is made of it: its path below the folder that
@@ -94,9 +94,9 @@ def collect_images(inputs: Sequence[Path], exclude: Path) -> dict[Path, Path]:
     found: dict[Path, None] = {}
     for path in inputs:
         if path.is_dir():
-            if path.resolve() == exclude.resolve():
+            if exclude and path.resolve() == exclude.resolve():
                 raise PadimError(f"{path} is where the results go: choose another folder for them with --out")
-            found |= dict.fromkeys(images_below(path, exclude.resolve()))
+            found |= dict.fromkeys(images_below(path, exclude and exclude.resolve()))
         elif path.exists():
             found[path] = None
         else:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
@@ -54,7 +55,7 @@ class _Reading(NamedTuple):
     """A pass over the items: who reads, what is being read or waits, and which items come after."""
 
     pool: ThreadPoolExecutor
-    ahead: deque[Future[tuple[Sample, ImageError | None]]]
+    ahead: deque[tuple[Item, Future[tuple[Sample, ImageError | None]]]]
     remaining: Iterator[Item]
 
 
@@ -62,7 +63,7 @@ class ImageLoader:
     """Iterates over the samples of items in their order; what can't be read is named, skipped and counted.
 
     Attributes:
-        skipped: how many images were left out so far.
+        failures: the images that were left out so far, and why.
         unmasked: how many defective images had no usable mask so far.
         follower: a loader that starts to read when this one has no more files to open.
     """
@@ -82,7 +83,7 @@ class ImageLoader:
         self.workers = workers
         self.strict = strict
         self.keep_originals = keep_originals
-        self.skipped = 0
+        self.failures: dict[Path, ImageError] = {}
         self.unmasked = 0
         self.follower: ImageLoader | None = None
         self._started: _Reading | None = None
@@ -90,14 +91,19 @@ class ImageLoader:
     def start(self) -> Self:
         """Begin to read the first images now, while whatever else has to be done before they are asked for."""
         remaining = iter(self.items)
-        pool = ThreadPoolExecutor(self.workers, initializer=_yield_to_the_model)
+        pool = ThreadPoolExecutor(self.workers, initializer=yield_to_the_model)
         count = self.workers * (_AHEAD_WITH_ORIGINALS if self.keep_originals else _AHEAD)
-        ahead = deque(pool.submit(self._read, item) for item in islice(remaining, count))
+        ahead = deque((item, pool.submit(self._read, item)) for item in islice(remaining, count))
         self._started = _Reading(pool, ahead, remaining)
         return self
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def skipped(self) -> int:
+        """How many images were left out so far."""
+        return len(self.failures)
 
     def __iter__(self) -> Iterator[Sample]:
         """Raises ImageError, in strict mode, for the first image or mask that can't be used."""
@@ -107,10 +113,10 @@ class ImageLoader:
         (pool, ahead, remaining), self._started = self._started, None
         try:
             while ahead:
-                sample = self._result(ahead.popleft())
+                sample = self._result(*ahead.popleft())
                 item = next(remaining, None)
                 if item is not None:
-                    ahead.append(pool.submit(self._read, item))
+                    ahead.append((item, pool.submit(self._read, item)))
                 elif self.follower is not None:
                     self.follower.start()
                     self.follower = None
@@ -144,13 +150,13 @@ class ImageLoader:
             )
         return np.asarray(transform.mask(mask)) > 0
 
-    def _result(self, future: Future[tuple[Sample, ImageError | None]]) -> Sample | None:
+    def _result(self, item: Item, future: Future[tuple[Sample, ImageError | None]]) -> Sample | None:
         try:
             sample, problem = future.result()
         except ImageError as error:
             if self.strict:
                 raise
-            self.skipped += 1
+            self.failures[item.path] = error
             log.warning("skipped: %s", error)
             return None
         if sample.item.anomalous and sample.mask is None:
@@ -162,7 +168,7 @@ class ImageLoader:
         return sample
 
 
-def _yield_to_the_model() -> None:
+def yield_to_the_model() -> None:
     """Let the thread that runs the backbone have a whole core; on Linux priorities are those of threads."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from padim.config import Config
+from padim.config import BaseConfig
 
 
 class Box(NamedTuple):
@@ -49,7 +49,7 @@ class Transform:
     place: tuple[float, float] = (0.5, 0.5)
 
     @classmethod
-    def of(cls, config: Config) -> Transform:
+    def of(cls, config: BaseConfig) -> Transform:
         """The transform that a configuration asks for."""
         interpolations = config.interpolation, config.mask_interpolation
         return cls(config.resize, config.image_size, *interpolations, config.rotation, config.seed)

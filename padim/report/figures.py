@@ -51,6 +51,41 @@ def histogram_figure(good: Sequence[float], defective: Sequence[float], threshol
     return figure
 
 
+def training_figure(history: Sequence[Mapping[str, float | None]]) -> Figure:
+    """Loss and accuracy of every step, and the AUROC on the test images where it was looked at."""
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    top, bottom = figure.subplots(2, sharex=True)
+    steps = [row["step"] for row in history]
+    top.plot(steps, [row["loss"] for row in history], color=BLUE)
+    top.set(ylabel="loss", yscale="log")
+    bottom.plot(steps, [row["accuracy"] for row in history], color=BLUE, label="accuracy of the classes")
+    tested = [(row["step"], row["test_auroc"]) for row in history if row["test_auroc"] is not None]
+    if tested:
+        bottom.plot(*zip(*tested, strict=True), color=ORANGE, marker=".", label="image AUROC on the test images")
+    bottom.set(xlabel="step", ylim=(0, 1.02))
+    bottom.legend(loc="lower right")
+    return figure
+
+
+def embedding_figure(embeddings: Mapping[str, np.ndarray]) -> Figure:
+    """Embeddings `[n, d]` of kinds of images in the plane, neighbours staying neighbours (t-SNE)."""
+    from sklearn.manifold import TSNE
+
+    points = np.concatenate(list(embeddings.values()))
+    perplexity = min(30.0, (len(points) - 1) / 3)
+    plane = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axis = figure.subplots()
+    start = 0
+    for (name, kind), colour, marker in zip(embeddings.items(), (GREY, BLUE, ORANGE), ".ox", strict=False):
+        part = plane[start : start + len(kind)]
+        axis.scatter(part[:, 0], part[:, 1], c=colour, marker=marker, s=18, label=f"{name} ({len(kind)})")
+        start += len(kind)
+    axis.set(xticks=[], yticks=[])
+    axis.legend()
+    return figure
+
+
 def as_svg(figure: Figure) -> str:
     """The figure as an SVG element; the same figure gives the same text."""
     text = io.StringIO()

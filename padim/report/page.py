@@ -17,9 +17,9 @@ from PIL import Image
 from padim.data.items import GOOD
 from padim.evaluate import ImageResult
 from padim.files import write_text
-from padim.metrics import Curve, Metrics, pro_curve
+from padim.metrics import Curve, Floats, Metrics, pro_curve
 from padim.report.colours import ColourScale
-from padim.report.figures import as_svg, histogram_figure, pro_figure, roc_figure, save_figure
+from padim.report.figures import as_svg, embedding_figure, histogram_figure, pro_figure, roc_figure, save_figure
 from padim.report.overlay import outline
 
 # Class of a card -> what it says.
@@ -102,12 +102,12 @@ def _card(result: ImageResult, threshold: float | None, pixel_threshold: float |
     name = html.escape("/".join(result.item.path.parts[-2:]))
     assert result.image is not None  # the evaluation was asked to keep it
     image = Image.fromarray(result.image)
-    heatmap = Image.blend(image, Image.fromarray(scale.colours(result.anomaly_map)), 0.6)
-    predicted = None if pixel_threshold is None else result.anomaly_map >= pixel_threshold
-    pictures = (
-        (outline(image, result.mask, predicted), f"{name} with contours"),
-        (heatmap, f"{name} under its heatmap"),
-    )
+    pictures = [(image, name)]
+    if result.anomaly_map is not None:
+        heatmap = Image.blend(image, Image.fromarray(scale.colours(result.anomaly_map)), 0.6)
+        predicted = None if pixel_threshold is None else result.anomaly_map >= pixel_threshold
+        contours = outline(image, result.mask, predicted)
+        pictures = [(contours, f"{name} with contours"), (heatmap, f"{name} under its heatmap")]
     thumbnails = "".join(
         f'<img loading="lazy" width="{picture.width}" height="{picture.height}" alt="{alt}" src="{_data_uri(picture)}">'
         for picture, alt in pictures
@@ -135,6 +135,8 @@ def write_report(
     scale: ColourScale,
     threshold: float | None,
     pixel_threshold: float | None,
+    training_embeddings: Floats | None = None,
+    remark: str | None = None,
 ) -> Path:
     """Write `report.html` into a folder, and its figures as PNG and SVG into `report/` there.
 
@@ -146,13 +148,18 @@ def write_report(
         scale: the colours of all heatmaps.
         threshold: calibrated image score from which an image is anomalous; without one, that of the largest F1.
         pixel_threshold: likewise for pixels.
+        training_embeddings: `[n, d]`, from a detector that compares whole images.
+        remark: what else has to be said beside the figures.
 
     Returns:
         The page's path.
     """
-    figures = _figures(metrics, results, threshold)
+    figures = _figures(metrics, results, threshold, training_embeddings)
     note = _CALIBRATED if threshold is not None else _F1 if metrics.image_f1_threshold is not None else _NO_THRESHOLD
-    for name in ("per-region overlap", "ROC curves", "image scores"):
+    if any(result.anomaly_map is not None for result in results):
+        colours = f"Heatmaps from black, a distance of {scale.low:g}, to yellow, {scale.high:.1f} and above."
+        note = f"{colours} Contours: ground truth white, prediction cyan. {note}"
+    for name in ("per-region overlap", "ROC curves", "image scores", "embeddings"):
         if name in figures:
             save_figure(folder / "report", name.replace(" ", "-"), figures[name])
         else:  # one that an earlier evaluation left
@@ -167,19 +174,20 @@ def write_report(
         metrics.image_f1_threshold if threshold is None else threshold,
         metrics.pixel_f1_threshold if threshold is None else pixel_threshold,
         scale,
-        f"Heatmaps from black, a distance of {scale.low:g}, to yellow, {scale.high:.1f} and above. Contours: ground"
-        f" truth white, prediction cyan. {note}",
+        f"{note} Mind: {remark}." if remark else note,
     )
     path = folder / "report.html"
     write_text(path, page)
     return path
 
 
-def _figures(metrics: Metrics, results: Sequence[ImageResult], calibrated: float | None) -> dict[str, Figure]:
+def _figures(
+    metrics: Metrics, results: Sequence[ImageResult], calibrated: float | None, training_embeddings: Floats | None
+) -> dict[str, Figure]:
     """What can be drawn, by name."""
     labels = np.array([result.item.anomalous for result in results])
     scores = np.array([result.score for result in results])
-    masked = [result for result in results if result.mask is not None]
+    masked = [result for result in results if result.mask is not None and result.anomaly_map is not None]
     masks, maps = np.array([result.mask for result in masked]), np.array([result.anomaly_map for result in masked])
     curves, figures = {}, {}
     if metrics.image_auroc is not None:
@@ -189,9 +197,17 @@ def _figures(metrics: Metrics, results: Sequence[ImageResult], calibrated: float
         figures["per-region overlap"] = pro_figure(pro_curve(masks, maps))
     if curves:
         figures["ROC curves"] = roc_figure(curves)
-    thresholds = {"calibrated": calibrated, "largest F1 on these images": metrics.image_f1_threshold}
+    thresholds = {
+        "calibrated": calibrated,
+        "largest F1 on these images": metrics.image_f1_threshold,
+        "Youden's index on these images": metrics.image_youden_threshold,
+    }
     lines = {name: threshold for name, threshold in thresholds.items() if threshold is not None}
     figures["image scores"] = histogram_figure(scores[~labels].tolist(), scores[labels].tolist(), lines)
+    if training_embeddings is not None:
+        tested = np.array([result.embedding for result in results])
+        kinds = {"training": training_embeddings, "good": tested[~labels], "defective": tested[labels]}
+        figures["embeddings"] = embedding_figure({name: points for name, points in kinds.items() if len(points)})
     return figures
 
 

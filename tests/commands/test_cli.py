@@ -87,7 +87,7 @@ def test_command_line_over_file_over_default(run, tmp_path):
     assert Config.from_dict(tomllib.loads(result.out)) == expected
     result = run("train", "--preset", "anomalib-wr50", "--channels", 0, "--crop", 64, "--print-config")
     assert Config.from_dict(tomllib.loads(result.out)) == Config(
-        "wide_resnet50_2", channels=0, resize=(256, 256), crop=(64,), interpolation="bilinear"
+        backbone="wide_resnet50_2", channels=0, resize=(256, 256), crop=(64,), interpolation="bilinear"
     )
     assert tomllib.loads(run("train", "--resize", 64, 64, "--crop", "--print-config").out)["crop"] == []
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
+import sysconfig
+import venv
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import padim
 from padim import Padim, PadimError, export
 from padim.runtime import Runtime
 
@@ -60,21 +63,71 @@ def test_factors_stay_shared(exported):
     assert (exported / "model.onnx").stat().st_size < 4 * floats + 200_000
 
 
-WITHOUT_TORCH = """
-import sys
-sys.modules["torch"] = sys.modules["torchvision"] = None  # importing them is an error from here on
-from padim.cli.predict import main
-sys.exit(main(sys.argv[1:]))
-"""
+@pytest.mark.parametrize("limit", [2**31, 10_000_000], ids=["one file", "two files"])
+def test_half_precision_halves_the_bytes_and_costs_digits(exported, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(export, "LARGEST_FILE", limit)
+    model = Padim.load(exported / "model.safetensors")
+    difference = export.export_onnx(model, tmp_path / "model.onnx", "fp16")
+    assert 1e-6 < difference < export.TOLERANCE
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert size < 0.55 * (exported / "model.onnx").stat().st_size
 
 
-def test_predict_needs_no_torch_and_prints_the_same(exported, data_root, run, tmp_path):
+def test_what_one_file_cannot_hold_lies_beside_it(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "LARGEST_FILE", 1_000_000)
+    path = tmp_path / "model.onnx"
+    (tmp_path / "model.onnx.fp32-0123456789abcdef.data").touch()  # of an export that this one replaces
+    model = Padim.load(exported / "model.safetensors")
+    assert export.export_onnx(model, path) < 1e-5
+    (beside,) = tmp_path.glob("model.onnx.*.data")
+    assert path.stat().st_size < 1_000_000 < beside.stat().st_size
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    whole, parts = Runtime.load(exported / "model.onnx").score(pixels), Runtime.load(path).score(pixels)
+    np.testing.assert_array_equal(whole.maps, parts.maps)
+
+    before = {entry: entry.read_bytes() for entry in tmp_path.iterdir()}
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    for storage in ("fp32", "fp16"):  # one that fails leaves what is there, and nothing else
+        with pytest.raises(PadimError, match="not written"):
+            export.export_onnx(model, path, storage)
+        assert {entry: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+
+    beside.unlink()
+    with pytest.raises(PadimError, match="damaged"):
+        Runtime.load(path)
+
+
+# All that scoring without torch takes: what pyproject.toml has for it, and what those packages need.
+PACKAGES = (
+    *("numpy", "PIL", "onnxruntime", "scipy", "matplotlib", "mpl_toolkits", "tqdm"),
+    *("coloredlogs", "contourpy", "cycler", "dateutil", "flatbuffers", "fontTools", "google", "humanfriendly"),
+    *("kiwisolver", "mpmath", "packaging", "pyparsing", "six.py", "sympy", "typing_extensions.py", "ml_dtypes"),
+)
+
+
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory):
+    """The interpreter of an environment that has padim and the packages above, and no torch."""
+    folder = tmp_path_factory.mktemp("without") / "torch"
+    venv.create(folder, with_pip=False, symlinks=True)
+    here, there = Path(np.__file__).parents[1], Path(sysconfig.get_path("purelib", vars={"base": folder}))
+    for name in PACKAGES:
+        for found in (here / name, here / f"{name.lower().replace('pil', 'pillow')}.libs"):
+            if found.exists():
+                (there / found.name).symlink_to(found)
+    (there / "padim.pth").write_text(f"{Path(padim.__file__).parents[1]}\n")
+    return folder / "bin/python"
+
+
+def test_predict_needs_no_torch_and_prints_the_same(exported, without_torch, data_root, run, tmp_path):
+    has_torch = subprocess.run([without_torch, "-c", "import torch"], capture_output=True, text=True)
+    assert "No module named 'torch'" in has_torch.stderr
     folder = data_root / "texture/test"
     common = [folder, "--out", tmp_path / "out", "--panel", "--raw", "npy"]
     expected = run("predict", "--model", exported / "model.safetensors", *common)
-    command = [sys.executable, "-c", WITHOUT_TORCH, "--model", exported / "model.onnx", *common]
-    found = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
-    assert found.stderr == ""
+    command = [without_torch, "-m", "padim.cli.predict", "--model", exported / "model.onnx", *common]
+    found = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
     for ours, theirs in zip(found.stdout.splitlines(), expected.out.splitlines(), strict=True):
         line, truth = json.loads(ours), json.loads(theirs)
         assert line["score"] == pytest.approx(truth["score"], rel=1e-4)

@@ -64,7 +64,7 @@ def test_one_number_stands_for_a_list_of_one():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sed": 3}, "'sed' is not a field.*known: backbone"),
+        ({"sed": 3}, "'sed' is not a field.*known: seed"),
         ({"seed": "3"}, "seed: '3' is not valid"),
         ({"seed": True}, "seed: True is not valid"),
         ({"seed": 1.5}, "seed: 1.5 is not valid"),

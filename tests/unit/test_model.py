@@ -160,7 +160,7 @@ def test_features_that_overflow_stop_the_fit(random_weights):
 
 
 def test_scores_that_are_not_finite_are_an_error_not_a_result(model):
-    with pytest.raises(PadimError, match="distances are not finite"):
+    with pytest.raises(PadimError, match="scores are not finite"):
         model.score(torch.full((1, 3, 64, 64), torch.nan))
 
 

@@ -1,0 +1,119 @@
+"""What a training leaves in its folder while it runs: a log of its steps, and checkpoints to go on from."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from padim.cutpaste.config import CutPasteConfig
+from padim.cutpaste.training import Step
+from padim.errors import PadimError
+from padim.files import atomic_write, write_text
+
+LOG, CHECKPOINT = "training.csv", "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A step in the log, with the image AUROC on the test images where it was looked at."""
+
+    step: Step
+    test_auroc: float | None = None
+
+
+@dataclass
+class Journal:
+    """The log and the checkpoint of one training.
+
+    Attributes:
+        folder: where they are; None keeps the log in memory and writes no checkpoint.
+        run: what the training is of: configuration and images. A checkpoint of anything else is refused.
+        rows: the steps so far.
+    """
+
+    folder: Path | None
+    run: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, folder: Path | None, config: CutPasteConfig, images: NDArray[np.uint8], weights: str) -> Journal:
+        """A journal of a training on images `[n, h, w, 3]` that starts from weights of this digest."""
+        pixels = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+        run = {"config": config.to_dict(), "images_sha256": pixels, "weights_sha256": weights}
+        return cls(folder, json.loads(json.dumps(run)))  # lists for tuples, as in a file
+
+    def write_log(self) -> None:
+        """Write `training.csv`, a line a step."""
+        if self.folder is None:
+            return
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*(column.name for column in dataclasses.fields(Step)), "test_auroc"])
+        for row in self.rows:
+            writer.writerow([*dataclasses.astuple(row.step), "" if row.test_auroc is None else row.test_auroc])
+        write_text(self.folder / LOG, text.getvalue())
+
+    def write_checkpoint(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Write the log, and a checkpoint of a state, whole or not at all.
+
+        Raises:
+            PadimError: one of them can't be written.
+        """
+        if self.folder is None:
+            return
+        self.write_log()
+        rows = [(dataclasses.asdict(row.step), row.test_auroc) for row in self.rows]
+        header = {"run": self.run, "values": dict(values), "rows": rows}
+        with atomic_write(self.folder / CHECKPOINT) as temporary:
+            try:
+                contiguous = {key: value.contiguous() for key, value in tensors.items()}
+                save_file(contiguous, temporary, {"padim-checkpoint": json.dumps(header)})
+            except SafetensorError as error:  # how it reports a full disk
+                raise OSError(str(error)) from error
+
+    def read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Take the log of the checkpoint over; gives its tensors and values.
+
+        Raises:
+            PadimError: there is none, it is damaged, or it is that of another training.
+        """
+        path = (self.folder or Path()) / CHECKPOINT
+        if self.folder is None or not path.is_file():
+            raise PadimError(f"there is no {path} to resume: train without --resume")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads(file.metadata()["padim-checkpoint"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            for name, value in self.run.items():
+                if header["run"][name] != value:
+                    raise PadimError(
+                        f"{path} is of a training with another {_difference(name, header['run'][name], value)}:"
+                        " train without --resume"
+                    )
+            self.rows = [Row(Step(**step), auroc) for step, auroc in header["rows"]]
+            return tensors, dict(header["values"])
+        except OSError as error:
+            raise PadimError(f"can't read {path}: {error.strerror or error}") from error
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise PadimError(f"{path} is damaged: train without --resume") from error
+
+
+def _difference(name: str, found: Any, wanted: Any) -> str:
+    """`--steps` for a field of the configuration, else what else is another."""
+    if name != "config":
+        return name.removesuffix("_sha256")
+    changed = [key for key in wanted if found.get(key) != wanted[key]]
+    return ", ".join(f"--{key.replace('_', '-')}" for key in changed)

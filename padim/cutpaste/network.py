@@ -1,0 +1,155 @@
+"""ResNet18 with a projection head, and SSPCAB where it is asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from padim.backbones import Normalisation, StateDict
+from padim.cutpaste.augment import CLASSES
+from padim.cutpaste.config import CutPasteConfig
+from padim.cutpaste.sspcab import SSPCAB
+from padim.errors import PadimError
+
+log = logging.getLogger(__name__)
+
+EMBEDDING = 512  # channels of ResNet18's last layer
+_PROJECTION = 128
+
+
+class CutPasteNetwork(nn.Module):
+    """Embeddings of images, and which class of augmentation they look like.
+
+    Attributes:
+        resnet: the backbone.
+        sspcab: the block, or None; before layer4, or in the place of the first convolution of its last block.
+        head: the projection, `head_layers` times 512 and then 128 wide, each with BatchNorm and ReLU.
+        classes: the classifier.
+        pretrained: names of the parameters that came with the weights.
+    """
+
+    def __init__(self, config: CutPasteConfig) -> None:
+        """A network with random weights that depend on the configuration's seed alone."""
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.normalise = Normalisation()
+            self.resnet = torchvision.models.resnet18()
+            self.resnet.fc = nn.Identity()
+            widths = [EMBEDDING] * (config.head_layers + 1) + [_PROJECTION]
+            self.head = nn.Sequential(
+                *(
+                    nn.Sequential(nn.Linear(wide, narrow), nn.BatchNorm1d(narrow), nn.ReLU())
+                    for wide, narrow in pairwise(widths)
+                )
+            )
+            self.classes = nn.Linear(_PROJECTION, len(CLASSES[config.variant]))
+            self.sspcab: SSPCAB | None = None
+            if config.sspcab == "before-layer4":
+                self.sspcab = SSPCAB(256)
+            elif config.sspcab == "last-block":
+                self.sspcab = SSPCAB(EMBEDDING)
+                self.resnet.layer4[1].conv1 = nn.Identity()
+        self.pretrained: frozenset[str] = frozenset()
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings `[n, 512]` of RGB images `[n, 3, h, w]`, and the mean squared error of SSPCAB, `[]`."""
+        net = self.resnet
+        maps = self.normalise(images).contiguous(memory_format=torch.channels_last)
+        maps = net.layer3(net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(maps)))))))
+        if self.sspcab is None:
+            maps = net.layer4(maps)
+            error = maps.new_zeros(())
+        elif isinstance(net.layer4[1].conv1, nn.Identity):
+            maps = net.layer4[0](maps)
+            predicted = self.sspcab(maps)
+            error = F.mse_loss(predicted, maps)
+            block = net.layer4[1]
+            maps = F.relu(maps + block.bn2(block.conv2(F.relu(block.bn1(predicted)))))
+        else:
+            predicted = self.sspcab(maps)
+            error = F.mse_loss(predicted, maps)
+            maps = net.layer4(predicted)
+        return maps.float().mean(dim=(2, 3)), error
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits `[n, classes]` of RGB images `[n, 3, h, w]`, and SSPCAB's error, `[]`."""
+        embeddings, error = self.embed(images)
+        return self.classes(self.head(embeddings)), error
+
+    def load_pretrained(self, weights: StateDict) -> None:
+        """Take the backbone's weights; a layer4 that they lack stays random, which is said.
+
+        Raises:
+            PadimError: another key is missing, or one has another shape.
+        """
+        own = {key: value for key, value in self.resnet.state_dict().items() if not key.endswith("num_batches_tracked")}
+        missing = [key for key in own if key not in weights]
+        if any(not key.startswith("layer4.") for key in missing):
+            raise PadimError(f"the weights for resnet18 have no key {missing[0]!r}")
+        for key in own.keys() & weights.keys():
+            if weights[key].shape != own[key].shape:
+                shapes = f"{list(weights[key].shape)}, expected {list(own[key].shape)}"
+                raise PadimError(f"the weights for resnet18 have {key!r} of shape {shapes}")
+        if missing:
+            log.warning("the weights have no layer4: it starts at random")
+        found = {key: weights[key].float() for key in own if key in weights}
+        self.resnet.load_state_dict(found, strict=False)
+        self.pretrained = frozenset(f"resnet.{key}" for key, _ in self.resnet.named_parameters() if key in found)
+
+
+def is_folded(network: CutPasteNetwork) -> bool:
+    """Whether the statistics of the pretrained BatchNorms were folded into the convolutions before them."""
+    return "resnet.bn1.weight" in network.pretrained and not bool(network.resnet.bn1.running_mean.any())
+
+
+@torch.no_grad()
+def unfold(network: CutPasteNetwork, batches: Iterable[Tensor]) -> None:
+    """Give folded BatchNorms the statistics of images again, without a change to what the network computes.
+
+    In training a BatchNorm divides by the deviation of its batch. One whose scale was folded into
+    the convolution would lose it there; with the deviation as its weight and the mean in its bias,
+    training starts from the network that the weights describe.
+
+    Args:
+        network: in evaluation mode.
+        batches: of images `[n, 3, h, w]`.
+    """
+    norms = [
+        norm
+        for name, norm in network.named_modules()
+        if isinstance(norm, nn.BatchNorm2d) and f"{name}.weight" in network.pretrained
+    ]
+    sums: dict[nn.Module, Tensor] = {norm: torch.zeros(2, norm.num_features, dtype=torch.float64) for norm in norms}
+    counts: dict[nn.Module, int] = dict.fromkeys(norms, 0)
+
+    def add(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        values = inputs[0].double().cpu().transpose(0, 1).flatten(1)
+        sums[norm] += torch.stack([values.sum(dim=1), values.square().sum(dim=1)])
+        counts[norm] += values.shape[1]
+
+    hooks = [norm.register_forward_pre_hook(add) for norm in norms]
+    for images in batches:
+        network.embed(images)
+    for hook in hooks:
+        hook.remove()
+    for norm in norms:
+        mean, square = sums[norm] / counts[norm]
+        variance = square - mean.square()
+        running_mean, running_var = (
+            buffer.double().cpu() for buffer in (norm.running_mean, norm.running_var) if buffer is not None
+        )
+        scale = norm.weight.double().cpu() / (running_var + norm.eps).sqrt()
+        state = {
+            "weight": scale * (variance + norm.eps).sqrt(),
+            "bias": norm.bias.double().cpu() + scale * (mean - running_mean),
+            "running_mean": mean,
+            "running_var": variance,
+        }
+        norm.load_state_dict(state, strict=False)

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +31,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from padim.data.loader import Sample
+    from padim.data.items import Item
+    from padim.data.loader import ImageLoader, Sample
     from padim.data.transform import Transform
-    from padim.model import Padim
-    from padim.report.colours import ColourScale
-    from padim.runtime import Runtime
+    from padim.detector import Detector
+    from padim.report.pictures import Pictures
+    from padim.runtime import Runtime, Scores
 
 log = logging.getLogger(__name__)
+
+# Images that are taken on at a time while watching, so that a long queue is neither held nor waited for.
+_AT_ONCE = 64
 
 
 def parser() -> Parser:
@@ -44,11 +50,11 @@ def parser() -> Parser:
         prog="padim-predict",
         description="Score images, write a heatmap of each, and print one JSON line an image.",
     )
-    result.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="images; folders recursively")
+    result.add_argument("inputs", nargs="*", type=Path, metavar="IMAGE_OR_FOLDER", help="images; folders recursively")
     result.add_argument(
         "--model", type=Path, required=True, metavar="FILE", help="what padim-train or padim-export wrote"
     )
-    result.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the pictures")
+    result.add_argument("--out", type=Path, metavar="DIR", help="folder of the pictures (default: no pictures)")
     threshold = result.add_mutually_exclusive_group()
     add_rate_option(threshold, "as trained")
     threshold.add_argument(
@@ -69,6 +75,23 @@ def parser() -> Parser:
         choices=("npy", "png16"),
         help="also write the distances: float32, or 16-bit grey with 65535 at the upper end of the colours",
     )
+    stream = result.add_argument_group("a stream of images")
+    stream.add_argument(
+        "--watch", type=Path, metavar="DIR", help="score images as they appear in a folder, until Ctrl-C or SIGTERM"
+    )
+    stream.add_argument(
+        "--settle",
+        type=finite,
+        default=1.0,
+        metavar="SECONDS",
+        help="how long a file has to stay unchanged to be taken as finished (default: 1)",
+    )
+    stream.add_argument(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="lines of what is done, which is not done again (default: watched.jsonl in --out, else in --watch)",
+    )
     add_scoring_options(result)
     add_machine_options(result)
     return result
@@ -80,33 +103,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.range and not options.range[0] < options.range[1]:
         raise PadimError("--range: LOW has to be below HIGH")
+    if bool(options.inputs) == bool(options.watch):
+        raise PadimError("pass images and folders, or --watch DIR")
+    if not options.out and (options.panel or options.raw or options.range):
+        raise PadimError("--panel, --raw and --range are for pictures: say where with --out DIR")
+    if options.out:
+        from padim.files import check_writable
 
-    import numpy as np
+        check_writable(options.out)
+    return _watch(options) if options.watch else _predict(options)
 
+
+def _predict(options: argparse.Namespace) -> int:
     from padim.data.items import Item, collect_images
     from padim.data.layouts import find_mask
-    from padim.data.loader import ImageLoader, batched
-    from padim.data.transform import Transform
-    from padim.files import check_writable
 
     names = collect_images(options.inputs, exclude=options.out)
-    check_writable(options.out)
     items = [Item(path, mask=find_mask(path) if options.panel else None) for path in names]
-    model, score_pixels = _load(options)
-    transform = Transform.of(dataclasses.replace(model.config, rotation=0.0))
-    loader = ImageLoader(items, transform, workers=options.workers, strict=options.strict, keep_originals=True)
-    verdict = _verdict_options(options, model)
-    scale = _colour_scale(options, verdict, model.dimensions)
-    samples = progress(loader, len(items), "predict")
+    predictor = _predictor(options)
+    loader = predictor.loader(items)
+    lines = predictor.lines(progress(loader, len(items), "predict"), names)
     scored = 0
-    for batch in batched(samples, options.batch_size or model.config.batch_size):
-        scores, maps = score_pixels(np.stack([sample.image for sample in batch]))
-        for sample, score, anomaly_map in zip(batch, scores.tolist(), maps, strict=True):
-            name = names[sample.item.path]
-            files = _write_pictures(options, name, sample, anomaly_map, scale, transform, verdict["pixel_threshold"])
-            line = _line(sample, score, anomaly_map, verdict, transform)
-            print(json.dumps(line | files), flush=True)
-            scored += 1
+    for line in lines:
+        print(json.dumps(line), flush=True)
+        scored += 1
     if not scored:
         raise PadimError("none of the images could be read")
     if loader.skipped:
@@ -114,108 +134,144 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _load(
-    options: argparse.Namespace,
-) -> tuple[Padim | Runtime, Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]]:
-    """The model, and how it scores images `[n, h, w, 3]`: image scores `[n]` and maps `[n, h, w]`.
+def _watch(options: argparse.Namespace) -> int:
+    """Score what appears in a folder, a line each; lines are recorded once they are printed."""
+    from padim.data.items import Item
+    from padim.stopping import stop_requests
+    from padim.watch import Record, Watch
 
-    Exported models do without torch.
-    """
+    watch = Watch(options.watch, options.settle, options.out)
+    predictor = _predictor(options)
+    path = options.record or (options.out or options.watch) / "watched.jsonl"
+    with Record(path) as record, stop_requests() as stop:
+        while not stop.is_set():
+            start = time.monotonic()
+            stamps = dict(list(watch.finished(record).items())[:_AT_ONCE])
+            if not stamps:
+                # A folder of many files takes long to look through: not more than a tenth of the time.
+                stop.wait(max(options.settle / 2, 0.05, 9 * (time.monotonic() - start)))
+                continue
+            loader = predictor.loader([Item(path) for path in stamps])
+            names = {path: path.relative_to(options.watch) for path in stamps}
+            lines = predictor.lines(loader, names)
+            for line in lines:
+                _say(line, stamps, record)
+                if stop.is_set():
+                    break
+            lines.close()
+            for failed, error in loader.failures.items():
+                _say({"path": str(failed), "verdict": None, "error": str(error)}, stamps, record)
+    return 0
+
+
+def _say(line: dict[str, Any], stamps: Mapping[Path, Any], record: Any) -> None:
+    line |= stamps[Path(line["path"])]._asdict()
+    print(json.dumps(line), flush=True)
+    record.add(line)
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    """A model with all that its lines and pictures take."""
+
+    options: argparse.Namespace
+    score: Callable[[NDArray[np.uint8]], Scores]
+    transform: Transform
+    verdict: Mapping[str, float | None]
+    pictures: Pictures | None
+    batch_size: int
+
+    def loader(self, items: Sequence[Item]) -> ImageLoader:
+        """What reads the images."""
+        from padim.data.loader import ImageLoader
+
+        options = self.options
+        return ImageLoader(items, self.transform, workers=options.workers, strict=options.strict, keep_originals=True)
+
+    def lines(self, samples: Iterable[Sample], names: Mapping[Path, Path]) -> Generator[dict[str, Any]]:
+        """What is said of each sample, once its pictures are written under its name."""
+        import numpy as np
+
+        from padim.data.loader import batched
+
+        for batch in batched(samples, self.batch_size):
+            scores, maps = self.score(np.stack([sample.image for sample in batch]))
+            for index, sample in enumerate(batch):
+                anomaly_map = None if maps is None else maps[index]
+                line = self._line(sample, float(scores[index]), anomaly_map)
+                if self.pictures and anomaly_map is not None:
+                    line |= self.pictures.write(names[sample.item.path], sample, anomaly_map)
+                yield line
+
+    def _line(self, sample: Sample, score: float, anomaly_map: NDArray[np.float32] | None) -> dict[str, Any]:
+        """The verdict on a sample; regions are those of an anomalous one."""
+        from padim.regions import anomalous_regions
+
+        assert sample.original is not None  # the loader keeps it
+        threshold, pixel_threshold = self.verdict["threshold"], self.verdict["pixel_threshold"]
+        anomalous = threshold is not None and score >= threshold
+        line = {
+            "path": str(sample.item.path),
+            "verdict": None if threshold is None else "anomalous" if anomalous else "normal",
+            "score": score,
+            "threshold": threshold,
+            "false_alarm_rate": self.verdict["false_alarm_rate"],
+        }
+        if anomaly_map is None:
+            return line
+        seen = self.transform.seen(*sample.original.size)
+        regions = anomalous_regions(anomaly_map, pixel_threshold, seen) if anomalous and pixel_threshold else []
+        return line | {"regions": [region._asdict() for region in regions], "seen": seen}
+
+
+def _predictor(options: argparse.Namespace) -> _Predictor:
+    from padim.data.transform import Transform
+
+    model, score, has_maps = _load(options)
+    if options.out and not has_maps:
+        raise PadimError(f"{options.model} scores whole images and has no maps to draw: leave --out away")
+    transform = Transform.of(dataclasses.replace(model.config, rotation=0.0))
+    verdict = _verdict(options, model)
+    pictures = None
+    if options.out:
+        from padim.report.colours import ColourScale
+        from padim.report.pictures import Pictures
+
+        about = ColourScale.about(verdict["threshold"], model.dimensions)
+        scale = ColourScale(*options.range) if options.range else about
+        pictures = Pictures(options.out, scale, transform, verdict["pixel_threshold"], options.panel, options.raw)
+    return _Predictor(options, score, transform, verdict, pictures, options.batch_size or model.config.batch_size)
+
+
+def _load(options: argparse.Namespace) -> tuple[Detector | Runtime, Callable[[NDArray[np.uint8]], Scores], bool]:
+    """The model, how it scores images `[n, h, w, 3]`, and whether it has maps. Exported models do without torch."""
+    from padim.runtime import Runtime, Scores
+
     if options.model.suffix == ".onnx":
-        from padim.runtime import Runtime
-
         runtime = Runtime.load(options.model)
-        return runtime, runtime.score
+        return runtime, runtime.score, runtime.has_maps
 
     import torch
 
-    from padim.model import Padim
+    from padim.methods import load
 
-    model = Padim.load(
+    model = load(
         options.model, weights=options.weights, device=pick_device(options.device), precision=options.precision
     )
 
-    def score(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def score(pixels: NDArray[np.uint8]) -> Scores:
         scores = model.score(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        return scores.images.cpu().numpy(), scores.maps.cpu().numpy()
+        return Scores(scores.images.cpu().numpy(), None if scores.maps is None else scores.maps.cpu().numpy())
 
-    return model, score
+    return model, score, model.has_maps
 
 
-def _verdict_options(options: argparse.Namespace, model: Padim | Runtime) -> dict[str, float | None]:
+def _verdict(options: argparse.Namespace, model: Detector | Runtime) -> dict[str, float | None]:
     """Thresholds for images and pixels, and the expected false-alarm rate."""
     if options.threshold is None:
         return threshold_summary(model, options.false_alarm_rate)
     rate = model.calibration.false_alarm_rate(options.threshold) if model.calibration else None
     return {"threshold": options.threshold, "false_alarm_rate": rate, "pixel_threshold": options.threshold}
-
-
-def _colour_scale(options: argparse.Namespace, verdict: dict[str, float | None], dimensions: int) -> ColourScale:
-    """One scale for all images of the call, and of every call with the same model and options."""
-    from padim.report.colours import ColourScale
-
-    if options.range:
-        return ColourScale(*options.range)
-    return ColourScale.about(verdict["threshold"], dimensions)
-
-
-def _write_pictures(
-    options: argparse.Namespace,
-    name: Path,
-    sample: Sample,
-    anomaly_map: NDArray[np.float32],
-    scale: ColourScale,
-    transform: Transform,
-    pixel_threshold: float | None,
-) -> dict[str, str]:
-    """Write what the options ask for; returns the kinds of files and their paths."""
-    from padim.report.overlay import save_overlay
-
-    assert sample.original is not None  # the loader keeps it
-    stem = options.out / name
-    files = {"heatmap": stem.with_name(f"{stem.name}_heatmap.png")}
-    save_overlay(files["heatmap"], sample.original, anomaly_map, transform.seen(*sample.original.size), scale)
-    if options.panel:
-        from padim.report.panel import save_panel
-
-        files["panel"] = stem.with_name(f"{stem.name}_panel.png")
-        image = transform.image(sample.original)
-        save_panel(files["panel"], image, anomaly_map, sample.mask, pixel_threshold, scale)
-    if options.raw:
-        from padim.report.raw import save_npy, save_png16
-
-        files["raw"] = stem.with_name(f"{stem.name}_map{'.npy' if options.raw == 'npy' else '.png'}")
-        if options.raw == "npy":
-            save_npy(files["raw"], anomaly_map)
-        else:
-            save_png16(files["raw"], anomaly_map, scale)
-    return {kind: str(path) for kind, path in files.items()}
-
-
-def _line(
-    sample: Sample,
-    score: float,
-    anomaly_map: NDArray[np.float32],
-    verdict: dict[str, float | None],
-    transform: Transform,
-) -> dict[str, Any]:
-    """What is said of an image; regions are those of an anomalous one."""
-    from padim.regions import anomalous_regions
-
-    assert sample.original is not None
-    threshold, pixel_threshold = verdict["threshold"], verdict["pixel_threshold"]
-    seen = transform.seen(*sample.original.size)
-    anomalous = threshold is not None and score >= threshold
-    regions = anomalous_regions(anomaly_map, pixel_threshold, seen) if anomalous and pixel_threshold else []
-    return {
-        "path": str(sample.item.path),
-        "verdict": None if threshold is None else "anomalous" if anomalous else "normal",
-        "score": score,
-        "threshold": threshold,
-        "false_alarm_rate": verdict["false_alarm_rate"],
-        "regions": [region._asdict() for region in regions],
-        "seen": seen,
-    }
 
 
 if __name__ == "__main__":

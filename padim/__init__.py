@@ -6,15 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from padim.config import Config
+from padim.cutpaste.config import CutPasteConfig
 from padim.errors import PadimError
 
 if TYPE_CHECKING:
+    from padim.cutpaste.model import CutPaste
     from padim.detector import Scores
     from padim.model import Padim
 
 __version__ = "0.1.0"
-_LAZY = {"Padim": "padim.model", "Scores": "padim.detector"}
-__all__ = ["Config", "Padim", "PadimError", "Scores"]
+_LAZY = {"CutPaste": "padim.cutpaste.model", "Padim": "padim.model", "Scores": "padim.detector"}
+__all__ = ["Config", "CutPaste", "CutPasteConfig", "Padim", "PadimError", "Scores"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from padim.backbones import StateDict
+from padim.backbones import Backbone, StateDict
 from padim.config import Config
 from padim.detector import Scores
 from padim.device import full_float32
@@ -36,6 +36,16 @@ class SumOfMaps:
             for grid in self.base.pyramid.grids
         ]
         self.gaussians: list[Gaussian] = []
+
+    @classmethod
+    def is_seeded(cls, config: Config) -> bool:  # noqa: ARG003 (as detectors have it)
+        """Nothing is drawn."""
+        return False
+
+    @classmethod
+    def memory_bytes(cls, config: Config) -> int:
+        """About what its fit takes, at most."""
+        return Padim.memory_bytes(dataclasses.replace(config, channels=0))
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> Self:
@@ -78,6 +88,18 @@ class PcaPadim:
         self.device = self.base.device
         self.axes: list[Tensor] = []
         self.gaussian: Gaussian | None = None
+
+    @classmethod
+    def is_seeded(cls, config: Config) -> bool:  # noqa: ARG003 (as detectors have it)
+        """Nothing is drawn."""
+        return False
+
+    @classmethod
+    def memory_bytes(cls, config: Config) -> int:
+        """About what its fit takes."""
+        _, height, width = Backbone(config.backbone, config.layers[:1], config.image_size).shapes[0]
+        projected = 2 * 4 * 2 * height * width * config.channels**2
+        return Padim.memory_bytes(dataclasses.replace(config, channels=0)) + projected
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> Self:

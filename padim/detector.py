@@ -167,6 +167,16 @@ class Detector(ABC):
         """The share of fresh normal images that the verdict may flag."""
         return self.about.false_alarm_rate
 
+    @classmethod
+    @abstractmethod
+    def is_seeded(cls, config: Any) -> bool:
+        """Whether a detector of this configuration depends on its seed."""
+
+    @classmethod
+    @abstractmethod
+    def memory_bytes(cls, config: Any) -> int:
+        """About what its fit takes on the CPU, without the libraries."""
+
     @property
     def remark(self) -> str | None:
         """What has to be said beside the detector's figures."""

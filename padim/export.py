@@ -19,7 +19,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,17 +57,26 @@ class _Scorer(nn.Module):
         return (scores.images,) if scores.maps is None else (scores.images, scores.maps)
 
 
-def export_onnx(model: Detector, path: Path, storage: str = "fp32") -> float:
+class Exported(NamedTuple):
+    """What was written.
+
+    Attributes:
+        files: the ONNX file, and the second one where there is one.
+        largest_difference: between the maps, or scores, of ONNX Runtime and of torch on random images, relative to
+            the largest distance.
+    """
+
+    files: list[Path]
+    largest_difference: float
+
+
+def export_onnx(model: Detector, path: Path, storage: str = "fp32") -> Exported:
     """Write a fitted detector as ONNX, whole or not at all, once ONNX Runtime agrees with it.
 
     Args:
         model: on the CPU.
         path: where to; by convention `model.onnx`.
         storage: `fp32`, or `fp16` for half as many bytes; the arithmetic is float32 either way.
-
-    Returns:
-        The largest difference between the maps, or scores, of ONNX Runtime and of torch on random images,
-        relative to the largest distance.
 
     Raises:
         PadimError: a package is missing, the file can't be written, or the difference is above `TOLERANCE`.
@@ -105,7 +114,7 @@ def export_onnx(model: Detector, path: Path, storage: str = "fp32") -> float:
     for old in path.parent.glob(f"{path.name}.*.data"):
         if old != beside:  # of what this file replaces
             old.unlink()
-    return difference
+    return Exported([path, beside] if beside else [path], difference)
 
 
 def _graph(model: Detector, images: Tensor) -> Any:

@@ -57,6 +57,22 @@ class Padim(Detector):
         """How many channels are drawn."""
         return len(self.channels)
 
+    @classmethod
+    def is_seeded(cls, config: Config) -> bool:
+        """As `Detector.is_seeded`."""
+        return config.channels > 0
+
+    @classmethod
+    def memory_bytes(cls, config: Config) -> int:
+        """As `Detector.memory_bytes`: twice the factors."""
+        shapes = Backbone(config.backbone, config.layers, config.image_size).shapes
+        share = config.channels / sum(channels for channels, _, _ in shapes) if config.channels else 1.0
+        floats, coarser = 0.0, 0.0
+        for channels, height, width in reversed(shapes):
+            coarser += channels * share
+            floats += height * width * channels * share * coarser
+        return int(2 * 4 * floats)
+
     def _widths(self) -> list[int]:
         """How many channels each level has, finest first."""
         return [shape[0] for shape in self.backbone.shapes]

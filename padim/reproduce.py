@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from typing import Any
 import padim
 from padim import published
 from padim.ablations import PcaPadim, SumOfMaps
-from padim.backbones import Backbone, StateDict
-from padim.config import Config, preset_path
+from padim.backbones import StateDict
+from padim.config import preset_path
 from padim.data.items import Category
 from padim.data.loader import ImageLoader, batched, stack
 from padim.data.transform import Transform
+from padim.detector import Detector
 from padim.errors import PadimError
 from padim.evaluate import evaluate_model
 from padim.files import write_json
+from padim.methods import detector, read_config
 from padim.model import Padim
 
 # Column of a table -> figure of `padim.metrics.Metrics`.
@@ -39,8 +41,8 @@ class Experiment:
     """
 
     name: str
-    config: Config
-    detector: Callable[..., Padim | SumOfMaps | PcaPadim] = Padim
+    config: Any
+    detector: type[Detector] | type[SumOfMaps] | type[PcaPadim]
 
     def with_seed(self, number: int) -> Experiment:
         """The experiment with the seed of its repetition `number`; the first one has its own."""
@@ -49,26 +51,15 @@ class Experiment:
     @property
     def seeded(self) -> bool:
         """Whether anything in it is drawn at random."""
-        drawn = self.detector is Padim and self.config.channels > 0
-        return drawn or self.config.rotation > 0
+        return self.detector.is_seeded(self.config) or self.config.rotation > 0
 
     def memory_bytes(self) -> int:
         """About what a process takes that fits it on the CPU, the libraries included."""
-        shapes = Backbone(self.config.backbone, self.config.layers, self.config.image_size).shapes
-        total = sum(channels for channels, _, _ in shapes)
-        whole = self.detector is not Padim or self.config.channels == 0
-        share = 1.0 if whole else self.config.channels / total
-        floats, coarser = 0.0, 0.0
-        for channels, height, width in reversed(shapes):
-            coarser += channels * share
-            floats += height * width * channels * share * coarser
-        if self.detector is PcaPadim:
-            floats += 2 * shapes[0][1] * shapes[0][2] * self.config.channels**2
-        return int(1.0e9 + 2 * 4 * floats)
+        return int(1.0e9) + self.detector.memory_bytes(self.config)
 
 
 # The comparisons of Defard et al. 2020: detector, preset, and what differs from that.
-_ABLATIONS: dict[str, tuple[Callable[..., Any], str, dict[str, Any]]] = {
+_ABLATIONS: dict[str, tuple[type[Padim] | type[SumOfMaps] | type[PcaPadim], str, dict[str, Any]]] = {
     "layer1": (Padim, "paper-r18", {"layers": ("layer1",), "channels": 0}),
     "layer2": (Padim, "paper-r18", {"layers": ("layer2",), "channels": 0}),
     "layer3": (Padim, "paper-r18", {"layers": ("layer3",), "channels": 0}),
@@ -89,7 +80,8 @@ def preset(name: str) -> Experiment:
     Raises:
         PadimError: there is no such preset.
     """
-    return Experiment(name, Config.from_toml(preset_path(name)))
+    config = read_config(preset_path(name))
+    return Experiment(name, config, detector(config.method))
 
 
 def ablation(name: str) -> Experiment:
@@ -100,8 +92,8 @@ def ablation(name: str) -> Experiment:
     """
     if name not in _ABLATIONS:
         raise PadimError(f"there is no ablation {name!r}; there are {', '.join(_ABLATIONS)}")
-    detector, base, changes = _ABLATIONS[name]
-    return Experiment(name, dataclasses.replace(preset(base).config, **changes), detector)
+    kind, base, changes = _ABLATIONS[name]
+    return Experiment(name, dataclasses.replace(preset(base).config, **changes), kind)
 
 
 def ablations() -> list[str]:

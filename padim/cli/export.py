@@ -42,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     path = options.out or options.model.with_suffix(".onnx")
     model = load(options.model, weights=options.weights, precision="fp32")
-    difference = export_onnx(model, path, options.storage)
-    print(json.dumps({"model": str(path), "bytes": path.stat().st_size, "largest_difference": difference}))
+    exported = export_onnx(model, path, options.storage)
+    total = sum(file.stat().st_size for file in exported.files)
+    print(json.dumps({"model": str(path), "bytes": total, "largest_difference": exported.largest_difference}))
     return 0
 
 

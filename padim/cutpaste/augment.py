@@ -56,6 +56,8 @@ def with_scar(image: Image.Image, config: CutPasteConfig, random: np.random.Gene
 
 def jittered(image: Image.Image, strength: float, random: np.random.Generator) -> Image.Image:
     """Brightness, contrast, saturation and hue changed by up to `strength`, in random order."""
+    if strength == 0:  # a hue that doesn't change would be rounded all the same
+        return image
     brightness, contrast, saturation = random.uniform(1 - strength, 1 + strength, 3).tolist()
     hue = random.uniform(-strength, strength)
     changes = (

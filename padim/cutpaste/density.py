@@ -8,6 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+# Of embeddings of length 1: what float32 can tell apart. Without it, embeddings that are all the same have no density.
+_SMALLEST_VARIANCE = 1e-12
+
 
 class GaussianDensity(nn.Module):
     """Mean and covariance, shrunk as Ledoit and Wolf (2004) have it; the score is the Mahalanobis distance.
@@ -44,7 +47,8 @@ class GaussianDensity(nn.Module):
         centred = points - mean
         _, shrinkage = ledoit_wolf(centred.numpy(), assume_centered=True)
         empirical = centred.T @ centred / n
-        kept, ridge = (1 - shrinkage) * empirical, shrinkage * empirical.trace() / d * torch.eye(d)
+        ridge = max(shrinkage * empirical.trace().item() / d, _SMALLEST_VARIANCE) * torch.eye(d)
+        kept = (1 - shrinkage) * empirical
         whitening = _whitening(kept + ridge)
         q = (centred @ _whitening(kept * n / (n - 1) + ridge)).square().sum(dim=1)
         left_out = (n / (n - 1)) ** 2 * q / (1 - (1 - shrinkage) * n / (n - 1) ** 2 * q)

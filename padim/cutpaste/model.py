@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -29,6 +30,8 @@ from padim.device import all_cores
 from padim.errors import PadimError
 from padim.modelfile import About
 from padim.stopping import stop_requests
+
+log = logging.getLogger(__name__)
 
 # Enough for the statistics of folded weights; see `padim.cutpaste.network.unfold`.
 _STATISTICS_IMAGES = 64
@@ -86,6 +89,8 @@ class CutPaste(Detector):
         with all_cores(self.device):
             self._train(images, category, training)
             scores = self._fit_density(images)
+        if self.embeddings is not None and not bool((self.embeddings != self.embeddings[0]).any()):
+            log.warning("all training images have the same embedding: the network has learned nothing")
         self.calibration = Calibration(np.sort(scores.cpu().numpy()), None) if calibrate and len(images) > 2 else None
         self.about = dataclasses.replace(
             self.about, category=category, images=len(images), false_alarm_rate=false_alarm_rate
@@ -150,6 +155,18 @@ class CutPaste(Detector):
         """As `Detector.augmented`."""
         made = views(image, config, view_generator(config, number))
         return dict(zip(CLASSES[config.variant], made, strict=True))
+
+    @classmethod
+    def is_seeded(cls, config: CutPasteConfig) -> bool:
+        """As `Detector.is_seeded`."""
+        return config.steps > 0 or config.initial == "random"
+
+    @classmethod
+    def memory_bytes(cls, config: CutPasteConfig) -> int:
+        """As `Detector.memory_bytes`: what a step keeps for its gradients, as it was measured."""
+        height, width = config.image_size
+        images = config.training_batch * len(CLASSES[config.variant])
+        return images * height * width * (800 if config.precision == "fp32" else 400)
 
     @property
     def remark(self) -> str | None:

@@ -122,11 +122,11 @@ def test_memory_is_estimated_by_what_an_experiment_holds():
 def test_a_run_is_done_until_anything_it_depends_on_changes(data_root, random_weights, tmp_path):
     shutil.copytree(data_root / "texture", tmp_path / "texture")
     category = find_category(tmp_path, "texture")
-    run = Run(Experiment("small", SMALL), category, "digest", tmp_path / "texture-0.json")
+    run = Run(Experiment("small", SMALL, Padim), category, "digest", tmp_path / "texture-0.json")
     assert run.result() is None
     first = run.execute(random_weights, "cpu", 1)
     assert run.result() == first
-    assert replace(run, experiment=Experiment("small", SMALL).with_seed(1)).result() is None
+    assert replace(run, experiment=Experiment("small", SMALL, Padim).with_seed(1)).result() is None
     assert replace(run, category=replace(category, train=category.train[1:])).result() is None
     assert replace(run, weights_sha256="another").result() is None
     mask = tmp_path / "texture/ground_truth/stain/000_mask.png"
@@ -142,7 +142,7 @@ def test_a_run_is_done_until_anything_it_depends_on_changes(data_root, random_we
 @pytest.fixture
 def runs(data_root, tmp_path):
     category = find_category(data_root, "texture")
-    return [Run(Experiment("small", SMALL).with_seed(n), category, "", tmp_path / f"{n}.json") for n in range(4)]
+    return [Run(Experiment("small", SMALL, Padim).with_seed(n), category, "", tmp_path / f"{n}.json") for n in range(4)]
 
 
 def test_a_process_that_dies_costs_no_run(runs, weights_file, monkeypatch):

@@ -1,0 +1,484 @@
+"""CutPaste: the geometry of its defects, SSPCAB, densities against scikit-learn, and a training that can be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.covariance import LedoitWolf
+from sklearn.neighbors import KernelDensity as SklearnDensity
+
+from padim import PadimError
+from padim.cutpaste.augment import CLASSES, jittered, views, with_patch, with_scar
+from padim.cutpaste.config import CutPasteConfig
+from padim.cutpaste.density import GaussianDensity, KernelDensity
+from padim.cutpaste.journal import CHECKPOINT, LOG
+from padim.cutpaste.model import CutPaste
+from padim.cutpaste.network import CutPasteNetwork, is_folded, unfold
+from padim.cutpaste.sspcab import SSPCAB
+from padim.cutpaste.training import Training
+from padim.detector import TrainingOptions
+
+SMALL = CutPasteConfig(
+    initial="random",
+    resize=(32, 32),
+    scar_width=(2, 3),
+    scar_height=(4, 8),
+    training_batch=4,
+    steps=4,
+    cosine_steps=0,
+    frozen_steps=0,
+)
+SIZES = st.tuples(st.integers(1, 70), st.integers(1, 70))
+
+
+def unique_pixels(width, height):
+    """An image in which no two pixels are alike."""
+    values = np.arange(width * height) + 1
+    return Image.fromarray(
+        np.stack([values % 256, values // 256, 0 * values], axis=1).astype(np.uint8).reshape(height, width, 3)
+    )
+
+
+def changed_box(image, other):
+    """Left, top, right, bottom of what differs."""
+    rows, columns = np.nonzero((np.asarray(image) != np.asarray(other)).any(axis=2))
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(SIZES, st.integers(0, 1000))
+def test_a_patch_is_a_piece_of_the_image_of_the_drawn_area_and_aspect(size, seed):
+    image = unique_pixels(*size)
+    config = dataclasses.replace(SMALL, jitter=0.0)
+    other = with_patch(image, config, np.random.default_rng(seed))
+    assert other.size == image.size
+    pixels, found = np.asarray(image), np.asarray(other)
+    moved = (pixels != found).any(axis=2)
+    if not moved.any():  # pasted where it came from
+        return
+    left, top, right, bottom = changed_box(image, other)
+    width, height = right - left, bottom - top
+    # Every pixel of the box comes from one and the same shift of the image.
+    number = found[top, left].astype(int) @ [1, 256, 0] - 1
+    source_top, source_left = divmod(number, size[0])
+    assert (
+        found[top:bottom, left:right] == pixels[source_top : source_top + height, source_left : source_left + width]
+    ).all()
+    # A rectangle of the wanted area and aspect, but for whole pixels and the sides of the image.
+    assert width * height <= (math.sqrt(0.15 * size[0] * size[1]) + 1.5) ** 2 * 1.5
+    assert max(width, height) <= math.sqrt(0.15 * size[0] * size[1] / 0.3) + 1
+
+
+def test_patches_have_areas_and_aspects_of_their_whole_range():
+    image, config = unique_pixels(200, 100), dataclasses.replace(SMALL, jitter=0.0)
+    boxes = [changed_box(image, with_patch(image, config, np.random.default_rng(seed))) for seed in range(400)]
+    widths, heights = (np.array([box[i + 2] - box[i] for box in boxes]) for i in (0, 1))
+    areas, aspects = widths * heights / 20_000, widths / heights
+    assert 0.018 < areas.min() < 0.03
+    assert 0.14 < areas.max() < 0.153
+    assert 0.28 < aspects.min() < 0.4
+    assert 2.5 < aspects.max() < 3.6
+    assert abs(np.log(aspects).mean()) < 0.1  # as often long as high: width and height are not confused
+
+
+@settings(max_examples=100, deadline=None)
+@given(SIZES, st.integers(0, 1000))
+def test_a_scar_is_thin_and_made_of_the_image(size, seed):
+    image = unique_pixels(*size)
+    other = with_scar(image, dataclasses.replace(SMALL, jitter=0.0), np.random.default_rng(seed))
+    assert other.size == image.size
+    known = {tuple(pixel) for pixel in np.asarray(image).reshape(-1, 3)}
+    assert {tuple(pixel) for pixel in np.asarray(other).reshape(-1, 3)} <= known
+    changed = (np.asarray(image) != np.asarray(other)).any(axis=2).sum()
+    assert changed <= 4 * 9 + 9  # nearest rotation may add a pixel a side
+
+
+def test_scars_turn_both_ways_and_no_further_than_asked():
+    image = Image.new("RGB", (200, 200))
+    pixels = np.asarray(image).copy()
+    pixels[:, :100] = 255  # half of the scars are white on black somewhere
+    image = Image.fromarray(pixels)
+    config = dataclasses.replace(SMALL, jitter=0.0, scar_width=(4, 4), scar_height=(40, 40), scar_rotation=45.0)
+    angles = []
+    for seed in range(200):
+        other = with_scar(image, config, np.random.default_rng(seed))
+        rows, columns = np.nonzero((np.asarray(other) != pixels).any(axis=2))
+        if len(rows) > 100:  # wholly in the other half
+            slope = np.linalg.eigh(np.cov(rows, columns))[1][:, 1]
+            angles.append(math.degrees(math.atan2(slope[1], slope[0])) % 180)
+    angles = np.array([angle - 180 if angle > 90 else angle for angle in angles])
+    assert len(angles) > 20
+    assert -47 < angles.min() < -30
+    assert 30 < angles.max() < 47
+
+
+def test_jitter_changes_colours_within_its_strength_and_0_changes_nothing():
+    image = Image.fromarray(np.random.default_rng(0).integers(60, 180, (20, 30, 3), dtype=np.uint8))
+    assert np.array_equal(jittered(image, 0.0, np.random.default_rng(0)), image)
+    means = [
+        np.asarray(jittered(image, 0.1, np.random.default_rng(seed))).mean() / np.asarray(image).mean()
+        for seed in range(60)
+    ]
+    assert 0.85 < min(means) < 0.93
+    assert 1.07 < max(means) < 1.15
+
+
+@pytest.mark.parametrize("variant", CLASSES)
+def test_views_are_one_a_class_and_follow_from_the_seed(variant):
+    image = unique_pixels(40, 30)
+    config = dataclasses.replace(SMALL, variant=variant, jitter=0.1)
+    once, again, other = (views(image, config, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert len(once) == len(CLASSES[variant]) == (3 if variant == "3way" else 2)
+    assert all(np.array_equal(a, b) for a, b in zip(once, again))
+    assert not all(np.array_equal(a, b) for a, b in zip(once, other))
+    assert {view.size for view in once} == {(40, 30)}
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [*itertools.product((1, 2, 3), (0, 1, 2))])
+def test_sspcab_does_not_see_what_it_predicts(kernel, dilation):
+    block = SSPCAB(8, kernel, dilation).double()
+    block.attention = torch.nn.Identity()  # it weighs whole channels, by design with every position in them
+    maps = torch.rand(1, 8, 13, 11, dtype=torch.float64, requires_grad=True)
+    predicted = block(maps)
+    assert predicted.shape == maps.shape
+    predicted[0, :, 6, 5].sum().backward()
+    seen = maps.grad.abs().sum(dim=(0, 1)) > 0
+    reach = kernel + dilation
+    rows, columns = torch.nonzero(seen).T - torch.tensor([[6], [5]])
+    assert {*rows.abs().tolist()} == {*columns.abs().tolist()} == {*range(dilation + 1, reach + 1)}  # four corners only
+
+
+def test_sspcab_weighs_the_prediction_by_channel():
+    torch.manual_seed(0)
+    block, maps = SSPCAB(16), torch.rand(2, 16, 6, 6)
+    padded = F.pad(maps, [2] * 4)
+    corners = [padded[:, :, y : y + 6, x : x + 6] for y in (0, 4) for x in (0, 4)]
+    predicted = F.relu(sum(F.conv2d(part, conv.weight, conv.bias) for part, conv in zip(corners, block.corners)))
+    squeezed = predicted.mean(dim=(2, 3))
+    hidden = F.relu(F.linear(squeezed, block.attention.fc1.weight[:, :, 0, 0], block.attention.fc1.bias))
+    gate = torch.sigmoid(F.linear(hidden, block.attention.fc2.weight[:, :, 0, 0], block.attention.fc2.bias))
+    torch.testing.assert_close(block(maps), predicted * gate[:, :, None, None])
+
+
+@pytest.mark.parametrize("place", ["none", "before-layer4", "last-block"])
+def test_the_network_is_resnet18_but_for_the_block(place):
+    network = CutPasteNetwork(dataclasses.replace(SMALL, sspcab=place)).eval()
+    images = torch.rand(2, 3, 64, 64)
+    embeddings, error = network.embed(images)
+    logits, _ = network(images)
+    assert (embeddings.shape, logits.shape) == ((2, 512), (2, 3))
+    if place == "none":
+        torch.testing.assert_close(embeddings, network.resnet(network.normalise(images)))
+    assert (error.item() > 0) == (place != "none")
+    assert sum(isinstance(module, SSPCAB) for module in network.modules()) == (place != "none")
+
+
+def test_unfolding_changes_training_and_not_the_network():
+    torch.manual_seed(0)
+    plain = torchvision.models.resnet18()
+    for norm in (module for module in plain.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.weight, 0.5, 2)
+        torch.nn.init.uniform_(norm.bias, -1, 1)
+    images = torch.rand(16, 3, 64, 64)
+    trained = CutPasteNetwork(SMALL)
+    trained.load_pretrained(plain.state_dict())
+    for norm in (module for module in trained.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.momentum = 1.0
+    with torch.no_grad():
+        trained.train()
+        trained.embed(images)  # statistics that belong to the weights
+    trained.eval()
+    weights = trained.resnet.state_dict()
+
+    folded = dict(weights)
+    convolutions = [key.removesuffix(".weight") for key, value in weights.items() if value.dim() == 4]
+    for conv in convolutions:
+        norm = conv.replace("conv", "bn") if "conv" in conv else conv.replace(".0", ".1")
+        norm = f"{conv.rpartition('.')[0]}.1" if "downsample" in conv else norm
+        scale = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + 1e-5).sqrt()
+        folded[f"{conv}.weight"] = weights[f"{conv}.weight"] * scale[:, None, None, None]
+        folded[f"{norm}.bias"] = weights[f"{norm}.bias"] - scale * weights[f"{norm}.running_mean"]
+        folded[f"{norm}.weight"] = torch.ones_like(scale)
+        folded[f"{norm}.running_mean"] = torch.zeros_like(scale)
+        folded[f"{norm}.running_var"] = torch.ones_like(scale) - 1e-5
+    network = CutPasteNetwork(SMALL)
+    network.load_pretrained(folded)
+    network.eval()
+    assert is_folded(network)
+    assert not is_folded(trained)
+
+    with torch.no_grad():
+        truth, before = trained.embed(images)[0], network.embed(images)[0]
+        unfold(network, images.split(8))
+        after = network.embed(images)[0]
+        torch.testing.assert_close(before, truth, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(after, truth, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(network.train().embed(images)[0], truth, rtol=1e-2, atol=1e-2)
+    assert not is_folded(network)
+
+
+def test_weights_without_layer4_leave_it_random_and_say_so(caplog):
+    weights = torchvision.models.resnet18().state_dict()
+    partial = {key: value for key, value in weights.items() if not key.startswith(("layer4", "fc"))}
+    network = CutPasteNetwork(SMALL)
+    start = network.resnet.layer4[0].conv1.weight.clone()
+    network.load_pretrained(partial)
+    assert "no layer4: it starts at random" in caplog.text
+    assert torch.equal(network.resnet.layer4[0].conv1.weight, start)
+    assert torch.equal(network.resnet.layer3[0].conv1.weight, partial["layer3.0.conv1.weight"])
+    assert not any("layer4" in name for name in network.pretrained)
+    with pytest.raises(PadimError, match=r"no key 'layer1.0.conv1.weight'"):
+        network.load_pretrained({key: value for key, value in weights.items() if key != "layer1.0.conv1.weight"})
+    with pytest.raises(PadimError, match=r"'conv1.weight' of shape \[1\], expected \[64, 3, 7, 7\]"):
+        network.load_pretrained(weights | {"conv1.weight": torch.zeros(1)})
+
+
+@pytest.fixture(scope="module")
+def embeddings():
+    """40 embeddings of length 1 in 12 dimensions, and 5 others."""
+    points = np.random.default_rng(0).normal(size=(45, 12)) * np.linspace(0.2, 2, 12) + 1
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    return points[:40], points[40:]
+
+
+def mahalanobis(known, others):
+    model = LedoitWolf().fit(known)
+    return np.sqrt(model.mahalanobis(others))
+
+
+def test_the_gaussian_is_scikit_learns(embeddings):
+    known, others = embeddings
+    density, left_out = GaussianDensity.fit(torch.from_numpy(known))
+    np.testing.assert_allclose(density(torch.from_numpy(others).float()), mahalanobis(known, others), rtol=1e-4)
+    refitted = [mahalanobis(np.delete(known, i, axis=0), known[i : i + 1])[0] for i in range(len(known))]
+    # The amount of shrinkage changes a little without an image; that is all.
+    np.testing.assert_allclose(left_out, refitted, rtol=0.05)
+    assert np.mean(left_out.numpy() / refitted) == pytest.approx(1, abs=0.02)
+    in_sample = mahalanobis(known, known)
+    assert np.mean(in_sample / refitted) < 0.9  # what leaving out is for
+
+
+def test_embeddings_that_are_all_the_same_have_finite_distances():
+    points = F.normalize(torch.ones(5, 12), dim=1)
+    density, left_out = GaussianDensity.fit(points)
+    assert density(points).max() < 1
+    assert left_out.max() < 1
+    others = density(F.normalize(torch.rand(3, 12), dim=1))
+    assert bool(others.isfinite().all())
+    assert others.min() > 1e3
+
+
+@pytest.mark.parametrize("bandwidth", [1.0, 0.1])
+def test_the_kernel_density_is_scikit_learns(embeddings, bandwidth):
+    known, others = embeddings
+    density, left_out = KernelDensity.fit(torch.from_numpy(known), bandwidth)
+    truth = SklearnDensity(bandwidth=bandwidth).fit(known)
+    np.testing.assert_allclose(density(torch.from_numpy(others).float()), -truth.score_samples(others), rtol=1e-4)
+    refitted = [
+        -SklearnDensity(bandwidth=bandwidth).fit(np.delete(known, i, axis=0)).score_samples(known[i : i + 1])[0]
+        for i in range(len(known))
+    ]
+    np.testing.assert_allclose(left_out, refitted, rtol=1e-4)
+
+
+def images(count=6, size=32):
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def batches(count=6):
+    return [torch.from_numpy(images(count)).permute(0, 3, 1, 2)]
+
+
+def test_a_step_is_torchs_gradient_descent():
+    """One step, with all that it needs computed apart."""
+    config = dataclasses.replace(SMALL, jitter=0.0, sspcab="before-layer4", sspcab_weight=0.5, weight_decay=0.1)
+    network, twin = CutPasteNetwork(config), CutPasteNetwork(config)
+    training = Training(network, config, images())
+    parts = training._batch(0)
+    (step,) = itertools.islice(training.steps(1), 1)
+    twin.train()
+    logits, error = twin(torch.cat(parts))
+    labels = torch.tensor([0] * 4 + [1] * 4 + [2] * 4)
+    loss = F.cross_entropy(logits, labels) + 0.5 * error
+    loss.backward()
+    assert step.loss == pytest.approx(loss.item(), rel=1e-4)
+    assert step.sspcab_error == pytest.approx(error.item(), rel=1e-4)
+    assert step.accuracy == pytest.approx((logits.argmax(dim=1) == labels).float().mean().item())
+    norm = torch.stack([parameter.grad.norm() for parameter in twin.parameters()]).norm()
+    assert step.gradient_norm == pytest.approx(norm.item(), rel=1e-3)
+    assert step.learning_rate == config.learning_rate
+    for ours, theirs in zip(network.parameters(), twin.parameters()):
+        expected = theirs - config.learning_rate * (theirs.grad + 0.1 * theirs)
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_learning_rate_oscillates_as_in_the_reference_or_falls_once():
+    reference = dataclasses.replace(SMALL, steps=50, cosine_steps=10)
+    training = Training(CutPasteNetwork(reference), reference, images())
+    rates = []
+    for training.step in range(41):
+        rates.append(training.learning_rate())
+    # Lieberk/Paddle-SSPCAB: CosineAnnealingDecay with T_max 10, stepped with the number of the step.
+    np.testing.assert_allclose(rates, [0.015 * (1 + math.cos(math.pi * step / 10)) for step in range(41)])
+    once = dataclasses.replace(SMALL, steps=40, cosine_steps=0)
+    training = Training(CutPasteNetwork(once), once, images())
+    rates = []
+    for training.step in range(41):
+        rates.append(training.learning_rate())
+    assert rates == sorted(rates, reverse=True)
+    assert (rates[0], rates[20], rates[40]) == pytest.approx((0.03, 0.015, 0))
+
+
+def test_pretrained_weights_stay_frozen_at_first():
+    config = dataclasses.replace(SMALL, initial="imagenet", frozen_steps=1)
+    network = CutPasteNetwork(config)
+    network.load_pretrained(torchvision.models.resnet18().state_dict())
+    training = Training(network, config, images())
+    weight, head = network.resnet.conv1.weight, network.classes.weight
+    before = weight.clone(), head.clone()
+    steps = training.steps(1)
+    next(steps)
+    assert torch.equal(weight, before[0])
+    assert not torch.equal(head, before[1])
+    next(steps)
+    assert not torch.equal(weight, before[0])
+    steps.close()
+
+
+def test_every_image_comes_once_before_any_comes_again():
+    training = Training(CutPasteNetwork(SMALL), dataclasses.replace(SMALL, jitter=0.0), images())
+    seen = [training._views(index)[0] for index in range(12)]
+    for lap in (seen[:6], seen[6:]):
+        assert sorted(view.tobytes() for view in lap) == sorted(image.tobytes() for image in images())
+    assert [view.tobytes() for view in seen[:6]] != [view.tobytes() for view in seen[6:]]
+
+
+def test_a_loss_that_is_not_finite_stops_the_training():
+    network = CutPasteNetwork(SMALL)
+    with torch.no_grad():
+        network.classes.weight.fill_(math.nan)
+    with pytest.raises(PadimError, match=r"step 1: the loss is nan, its gradient nan: train with a smaller"):
+        next(Training(network, SMALL, images()).steps(1))
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("select", ["last", "best-on-test"])
+def test_a_resumed_training_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path, select):
+    config = dataclasses.replace(SMALL, steps=5, select=select, test_steps=1)
+    aurocs = [0.5, 0.9, 0.7, 0.9, 0.8]
+
+    def fit(folder, stop_after, *, resume):
+        detector = CutPaste(config)
+        looks = iter(aurocs[2:] if resume else aurocs)
+        made = 0
+
+        def test():
+            nonlocal made
+            made += 1
+            if stop_after and made > stop_after:
+                raise StoppedError
+            return next(looks)
+
+        def counted(*arguments, steps=Training.steps):
+            for number, step in enumerate(steps(*arguments)):
+                if stop_after and number == stop_after:
+                    raise StoppedError
+                yield step
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Training, "steps", counted)
+            return detector.fit(batches(), training=TrainingOptions(folder, 1, resume, test=test))
+
+    whole = fit(tmp_path / "whole", 0, resume=False)
+    with pytest.raises(StoppedError):
+        fit(tmp_path / "parts", 2, resume=False)
+    parts = fit(tmp_path / "parts", 0, resume=True)
+    tensors, expected = (detector.tensors(True, torch.float32) for detector in (parts, whole))
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[key], expected[key]) for key in expected)
+    assert parts.facts == whole.facts
+    assert parts.facts["step"] == (5 if select == "last" else 4)  # the latest of the best ones
+    logs = [(tmp_path / name / LOG).read_text().splitlines() for name in ("whole", "parts")]
+    columns = [[line.split(",")[:6] + line.split(",")[-1:] for line in log] for log in logs]
+    assert columns[0] == columns[1]
+    assert len(logs[0]) == 6
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    CutPaste(SMALL).fit(batches(), training=TrainingOptions(tmp_path))
+
+    def resumed(config, count=6):
+        CutPaste(config).fit(batches(count), training=TrainingOptions(tmp_path, resume=True))
+
+    with pytest.raises(PadimError, match=r"another --steps, --learning-rate: train without --resume"):
+        resumed(dataclasses.replace(SMALL, steps=9, learning_rate=0.1))
+    with pytest.raises(PadimError, match="another images"):
+        resumed(SMALL, count=5)
+    content = (tmp_path / CHECKPOINT).read_bytes()
+    for damage in (content[:1000], b"", b"x" * 2000):
+        (tmp_path / CHECKPOINT).write_bytes(damage)
+        with pytest.raises(PadimError, match=r"is damaged: train without --resume"):
+            resumed(SMALL)
+    (tmp_path / CHECKPOINT).unlink()
+    with pytest.raises(PadimError, match=r"there is no .*checkpoint.safetensors to resume"):
+        resumed(SMALL)
+
+
+@pytest.mark.parametrize("density", ["gaussian", "kernel"])
+def test_scores_are_those_of_the_embeddings_and_survive_the_file(tmp_path, density):
+    config = dataclasses.replace(SMALL, steps=1, density=density)
+    detector = CutPaste(config).fit(batches(), "category")
+    scores = detector.score(batches()[0])
+    assert scores.maps is None
+    embeddings = F.normalize(detector.network.eval().embed(batches()[0])[0], dim=1).detach().numpy()
+    if density == "gaussian":
+        truth = mahalanobis(embeddings.astype(np.float64), embeddings)
+    else:
+        truth = -SklearnDensity(bandwidth=1.0).fit(embeddings).score_samples(embeddings)
+    np.testing.assert_allclose(scores.images, truth, rtol=1e-2)
+    detector.save(tmp_path / "model.safetensors")
+    loaded = CutPaste.load(tmp_path / "model.safetensors")
+    torch.testing.assert_close(loaded.score(batches()[0]).images, scores.images)
+    assert (loaded.config, loaded.about) == (detector.config, detector.about)
+    assert loaded.calibration.threshold(0.5) == detector.calibration.threshold(0.5)
+    assert torch.equal(loaded.embeddings, detector.embeddings)
+    with pytest.raises(PadimError, match="its weights are nowhere else"):
+        detector.save(tmp_path / "model.safetensors", embed_backbone=False)
+
+
+def test_the_step_that_is_best_on_the_test_images_takes_some_and_says_so():
+    config = dataclasses.replace(SMALL, select="best-on-test")
+    with pytest.raises(PadimError, match="pass --eval"):
+        CutPaste(config).fit(batches())
+    assert "have seen the answers" in CutPaste(config).remark
+    assert CutPaste(SMALL).remark is None
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_images_are_refused(count):
+    with pytest.raises(PadimError, match="at least two training images"):
+        CutPaste(SMALL).fit([batch for batch in batches(count) if len(batch)])
+
+
+def test_no_steps_at_all_give_the_untrained_baseline(random_weights):
+    config = dataclasses.replace(SMALL, initial="imagenet", steps=0)
+    detector = CutPaste(config, weights=random_weights).fit(batches())
+    plain = torchvision.models.resnet18()
+    plain.load_state_dict(random_weights)
+    plain.fc = torch.nn.Identity()
+    (batch,) = batches()
+    truth = F.normalize(plain.eval()(detector.network.normalise(batch)), dim=1)
+    torch.testing.assert_close(detector.embed(batch), truth, rtol=1e-3, atol=1e-4)

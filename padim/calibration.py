@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,39 @@ PIXEL_RATES = 10.0 ** -(np.arange(601) / 100)
 
 # Values of the maps are counted in bins of 0.2 % width between these, so that any number of maps takes no memory.
 _LOWEST, _DECADES, _BINS_A_DECADE = 1e-3, 7, 1000
+
+
+@dataclass
+class Tally:
+    """The maps of normal images, counted as they pass by; what several processes have counted can be added up.
+
+    Attributes:
+        batches: image scores, `[n]` a batch.
+        counts: how many pixels of their maps fall into each bin.
+    """
+
+    batches: list[NDArray[np.float32]] = field(default_factory=list)
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_DECADES * _BINS_A_DECADE, dtype=np.int64))
+
+    def add(self, maps: NDArray[np.float32]) -> None:
+        """Count maps `[n, h, w]`."""
+        self.batches.append(maps.max(axis=(1, 2)))
+        bins = (np.log10((maps.ravel() / _LOWEST).clip(min=1)) * _BINS_A_DECADE).astype(np.int64)
+        self.counts += np.bincount(bins.clip(max=len(self.counts) - 1), minlength=len(self.counts))
+
+    def scores(self) -> NDArray[np.float32]:
+        """All image scores, `[n]`."""
+        return np.concatenate(self.batches) if self.batches else np.empty(0, dtype=np.float32)
+
+    def calibration(self) -> Calibration | None:
+        """What they say of normal images; None if there was none."""
+        scores = self.scores()
+        if not len(scores):
+            return None
+        reached = self.counts[::-1].cumsum()[::-1] / self.counts.sum()  # share at or above each bin
+        bins = np.searchsorted(-reached, -PIXEL_RATES, side="right") - 1  # the last one that so many reach
+        edges = _LOWEST * 10 ** ((bins + 1) / _BINS_A_DECADE)
+        return Calibration(np.sort(scores), edges.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -30,22 +62,6 @@ class Calibration:
 
     scores: NDArray[np.float32]
     pixels: NDArray[np.float32] | None
-
-    @classmethod
-    def of(cls, maps: Iterable[NDArray[np.float32]]) -> Calibration | None:
-        """The calibration of batches of maps `[n, h, w]` of images left out of the fit; None if there are none."""
-        scores: list[NDArray[np.float32]] = []
-        counts = np.zeros(_DECADES * _BINS_A_DECADE, dtype=np.int64)
-        for batch in maps:
-            scores.append(batch.max(axis=(1, 2)))
-            bins = (np.log10((batch.ravel() / _LOWEST).clip(min=1)) * _BINS_A_DECADE).astype(np.int64)
-            counts += np.bincount(bins.clip(max=len(counts) - 1), minlength=len(counts))
-        if not scores:
-            return None
-        reached = counts[::-1].cumsum()[::-1] / counts.sum()  # share at or above each bin
-        bins = np.searchsorted(-reached, -PIXEL_RATES, side="right") - 1  # the last one that so many reach
-        edges = _LOWEST * 10 ** ((bins + 1) / _BINS_A_DECADE)
-        return cls(np.sort(np.concatenate(scores)), edges.astype(np.float32))
 
     def threshold(self, false_alarm_rate: float) -> float:
         """The image score that a fresh normal image reaches with at most this probability.

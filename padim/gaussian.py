@@ -148,6 +148,16 @@ class Moments:
         _add_products(self.second, centred, 1.0)
         self.count += features[0].shape[2]
 
+    def part(self, start: int, stop: int) -> Moments:
+        """Views of what belongs to a range of the coarsest cells, with all finer ones that lie in them."""
+        cells = len(self.shift[0])
+        return Moments(
+            self.count,
+            [_rows(level, cells, start, stop) for level in self.shift],
+            [_rows(level, cells, start, stop) for level in self.total],
+            [[_rows(block, cells, start, stop) for block in row] for row in self.second],
+        )
+
     def merge(self, other: Moments) -> None:
         """Take in the moments of other images about the same shift.
 

@@ -13,14 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from padim import distributed
 from padim.backbones import Backbone, digest
-from padim.calibration import Calibration
+from padim.calibration import Tally
 from padim.config import FALSE_ALARM_RATE, Config
 from padim.detector import STORAGES, Detector, Scores, TrainingOptions, Weights, take, weights_from
 from padim.device import full_float32
 from padim.embedding import Pyramid, draw_channels, split_by_level
 from padim.errors import PadimError
-from padim.gaussian import Gaussian, Moments, gather
+from padim.gaussian import Gaussian, gather
 from padim.modelfile import About
 from padim.scoring import AnomalyMap, image_scores
 
@@ -72,6 +73,11 @@ class Padim(Detector):
             coarser += channels * share
             floats += height * width * channels * share * coarser
         return int(2 * 4 * floats)
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """Cells and drawn channels of every level, coarse to fine."""
+        cells = [height * width for height, width in self.pyramid.grids]
+        return [*zip(cells, map(len, reversed(self._level_channels)), strict=True)]
 
     def _widths(self) -> list[int]:
         """How many channels each level has, finest first."""
@@ -127,13 +133,17 @@ class Padim(Detector):
         kept: list[list[Tensor]] = []
         groups = self._features_of(batches)
         with full_float32(self.device):
-            moments = Moments.of(_keeping(groups, kept) if calibrate else groups)
+            moments = distributed.moments(_keeping(groups, kept) if calibrate else groups, self._sizes(), self.device)
             count = moments.count
-            self.gaussian = Gaussian.fit(moments, self.config.epsilon)
+            self.gaussian = distributed.fit(moments, self.config.epsilon)
             again: Iterable[Sequence[Tensor]] = kept
             if calibrate and not kept and not isinstance(batches, Iterator):
                 again = self._features_of(batches)
-            self.calibration = Calibration.of(self._left_out_maps(again, count)) if count > 2 else None
+            tally = Tally()
+            if count > 2:
+                for maps in self._left_out_maps(again, count):
+                    tally.add(maps)
+            self.calibration = distributed.tally(tally).calibration()
         self.about = dataclasses.replace(self.about, category=category, images=count, false_alarm_rate=false_alarm_rate)
         return self
 
@@ -183,8 +193,7 @@ class Padim(Detector):
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take channels and Gaussians from the tensors of a model file, checking each one."""
         self._draw(take(tensors, "channels", len(self.channels), dtypes=(torch.int64,)).tolist())
-        cells = [height * width for height, width in self.pyramid.grids]
-        drawn = [len(level) for level in reversed(self._level_channels)]
+        cells, drawn = zip(*self._sizes(), strict=True)
         levels = range(len(cells))
 
         def factor(i: int, j: int) -> Tensor:

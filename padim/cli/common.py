@@ -269,20 +269,20 @@ def pick_device(name: str) -> str:
     return name
 
 
-def progress(samples: Iterable[Sample], total: int, what: str) -> Iterator[Sample]:
-    """The samples, with a progress bar on stderr where that is a terminal."""
+def progress(samples: Iterable[Sample], total: int, what: str, *, quiet: bool = False) -> Iterator[Sample]:
+    """The samples, with a progress bar on stderr where that is a terminal, unless it is to be quiet."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     with logging_redirect_tqdm():
-        yield from tqdm(samples, desc=what, total=total, unit="image", disable=None)
+        yield from tqdm(samples, desc=what, total=total, unit="image", disable=quiet or None)
 
 
 class Batches:
     """The images of a loader in batches `[n, 3, h, w]`, with a progress bar; can be gone through again."""
 
-    def __init__(self, loader: ImageLoader, size: int, what: str) -> None:
-        self.loader, self.size, self.what = loader, size, what
+    def __init__(self, loader: ImageLoader, size: int, what: str, *, quiet: bool = False) -> None:
+        self.loader, self.size, self.what, self.quiet = loader, size, what, quiet
         self.passes = 0
 
     def __iter__(self) -> Iterator[torch.Tensor]:
@@ -290,7 +290,7 @@ class Batches:
 
         self.passes += 1
         what = self.what if self.passes == 1 else f"{self.what}, calibration"
-        for batch in batched(progress(self.loader, len(self.loader), what), self.size):
+        for batch in batched(progress(self.loader, len(self.loader), what, quiet=self.quiet), self.size):
             yield stack(batch)
 
 

@@ -99,27 +99,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.eval = options.eval or options.report
     names = _names(options)
 
-    from padim.methods import detector
-
     if options.show_augmentations:
         for name in names:
             print(_show_augmentations(category_from(options, name), config, options))
         return 0
-    device = pick_device(options.device)
+
+    from padim.distributed import connected, local_device
+
+    device = local_device(pick_device(options.device))
+    with connected(device):
+        return _train_all(names, config, device, options)
+
+
+def _train_all(names: Sequence[str], config: BaseConfig, device: str, options: argparse.Namespace) -> int:
+    """Train every category, and evaluate it if asked for; returns the exit code."""
+    from padim.distributed import processes, rank
+    from padim.methods import detector
+
     weights = detector(config.method).initial_weights(config, options.weights)
     figures: list[dict[str, Any]] = []
     failed = 0
     for name in names:
         try:
             category = category_from(options, name)
-            tests = read_test_images(category, config, options) if options.eval else None
+            tests = read_test_images(category, config, options) if options.eval and rank() == 0 else None
             model, summary = _train(category, config, weights, device, options, tests)
+            if rank() > 0:  # the first process has all that there is to say
+                continue
             print(json.dumps(summary) if options.json else _readable(summary), flush=True)
             if tests:
                 figures.append(evaluate_category(model, name, tests, options))
                 if options.json:
                     print(json.dumps(figures[-1]), flush=True)
         except PadimError as error:  # the other categories are trained all the same
+            if processes() > 1:  # unless the other processes wait for this one
+                raise
             log.error("%s: %s", name, error)
             failed += 1
     if figures and not options.json:
@@ -157,6 +171,7 @@ def _train(
     from padim.data.loader import ImageLoader
     from padim.data.transform import Transform
     from padim.detector import TrainingOptions
+    from padim.distributed import rank, share, total
     from padim.evaluate import evaluate_model
     from padim.files import check_writable, write_json
     from padim.methods import detector
@@ -168,7 +183,7 @@ def _train(
     folder = options.output / category.name
     check_writable(folder)
     start = time.perf_counter()
-    loader = ImageLoader(items, Transform.of(config), workers=options.workers, strict=options.strict)
+    loader = ImageLoader(share(items), Transform.of(config), workers=options.workers, strict=options.strict)
     loader.follower = tests
     loader.start()
     model = detector(config.method)(config, weights=weights, device=device)
@@ -182,7 +197,7 @@ def _train(
         return auroc
 
     model.fit(
-        Batches(loader, config.batch_size, category.name),
+        Batches(loader, config.batch_size, category.name, quiet=rank() > 0),
         category.name,
         calibrate=not options.no_calibration,
         false_alarm_rate=options.false_alarm_rate or FALSE_ALARM_RATE,
@@ -190,6 +205,9 @@ def _train(
             folder, options.checkpoint_steps, options.resume, options.workers, test if tests else None
         ),
     )
+    skipped = total(loader.skipped)
+    if rank() > 0:
+        return model, {}
     if model.history:
         save_figure(folder, "training", training_figure(model.history))
     path = folder / "model.safetensors"
@@ -199,7 +217,7 @@ def _train(
         "category": category.name,
         "model": str(path),
         "images": model.about.images,
-        "skipped": loader.skipped,
+        "skipped": skipped,
         **threshold_summary(model),
         **model.facts,
         "seconds": round(seconds, 3),

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from padim import distributed
 from padim.backbones import DTYPES, StateDict, digest
 from padim.calibration import Calibration
 from padim.config import FALSE_ALARM_RATE
@@ -81,6 +82,8 @@ class CutPaste(Detector):
     ) -> Self:
         """As `Detector.fit`; all images stay in memory, at a byte a channel of a pixel."""
         training = training or TrainingOptions()
+        if distributed.processes() > 1:
+            raise PadimError("cutpaste trains in one process: start it without torchrun")
         if self.config.select == "best-on-test" and training.test is None:
             raise PadimError("--select best-on-test needs test images: pass --eval")
         images = _collected(self.on_device(batch if isinstance(batch, Tensor) else batch[0]) for batch in batches)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from padim import Padim, PadimError, model
-from padim.calibration import PIXEL_RATES, Calibration
+from padim.calibration import PIXEL_RATES, Calibration, Tally
 from padim.data.transform import Box
 from padim.regions import anomalous_regions
 
@@ -44,7 +44,11 @@ def test_the_rate_of_a_score_counts_itself():
 
 def test_pixels_are_quantiles_of_all_maps():
     maps = torch.rand(6, 50, 40, generator=torch.Generator().manual_seed(0)) * 20
-    calibration = Calibration.of([maps[:4].numpy(), maps[4:].numpy()])
+    tally = Tally()
+    assert tally.calibration() is None
+    tally.add(maps[:4].numpy())
+    tally.add(maps[4:].numpy())
+    calibration = tally.calibration()
     assert np.array_equal(calibration.scores, maps.amax(dim=(1, 2)).sort().values)
     for rate in (0.5, 0.1, 0.01, 0.001):
         threshold = calibration.pixel_threshold(rate)
@@ -52,7 +56,6 @@ def test_pixels_are_quantiles_of_all_maps():
         assert exact * 0.999 <= threshold <= next_step * 1.005
         assert (maps >= threshold).float().mean() <= rate * 1.001
     assert calibration.pixel_threshold(1e-9) >= maps.max() * 0.999
-    assert Calibration.of([]) is None
 
 
 @pytest.fixture(scope="module")

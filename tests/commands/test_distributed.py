@@ -1,0 +1,109 @@
+"""One model from the shares of several processes: the same as from one, or none at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_watch import LIMIT, until
+
+from padim import Padim
+
+SMALL = ["--category", "texture", "--resize", 64, "--crop", 64, "--channels", 20, "--batch-size", 2]
+
+
+def torchrun(processes, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    module = ["-m", "padim.cli.train", *SMALL, *arguments]
+    return subprocess.run([*map(str, [*command, *module])], capture_output=True, text=True, timeout=2 * LIMIT)
+
+
+@pytest.fixture(scope="module")
+def few(data_root, tmp_path_factory):
+    """A data set of three training images, of which one can't be read."""
+    root = tmp_path_factory.mktemp("few")
+    shutil.copytree(data_root / "texture", root / "texture")
+    for path in sorted((root / "texture/train/good").iterdir())[3:]:
+        path.unlink()
+    (root / "texture/train/good/broken.png").write_bytes(b"")
+    return root
+
+
+@pytest.mark.parametrize(("processes", "which"), [(2, "all"), (4, "all"), (2, "few"), (4, "few")])
+def test_the_model_is_that_of_one_process(processes, which, data_root, few, weights_file, run, tmp_path):
+    """Eight images, or three and a broken one: even, uneven and empty shares."""
+    root = few if which == "few" else data_root
+    where = ["--data", root, "--weights", weights_file, "--device", "cpu", "--json"]
+    alone = run("train", *SMALL, *where, "--output", tmp_path / "alone")
+    together = torchrun(processes, *where, "--output", tmp_path / "together", "--eval")
+    assert (alone.code, together.returncode) == (0, 0), together.stderr
+    summary, figures = map(json.loads, together.stdout.splitlines())  # of the first process alone
+    expected = json.loads(alone.out)
+    for key in ("images", "skipped", "false_alarm_rate"):
+        assert summary[key] == expected[key]
+    # Left out of three images, a distance is the small difference of large numbers.
+    tolerance = 1e-4 if which == "few" else 2e-6
+    assert summary["threshold"] == pytest.approx(expected["threshold"], rel=tolerance)
+    assert figures["image_auroc"] is not None
+    one, several = (Padim.load(tmp_path / name / "texture/model.safetensors") for name in ("alone", "together"))
+    images = [np.asarray(Image.open(path)) for path in sorted((root / "texture/test").rglob("*.png"))]
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    # Three images leave most directions to epsilon: there a rounding of the sums counts ten times as much.
+    np.testing.assert_allclose(several.score(batch).maps, one.score(batch).maps, rtol=1e-5 if which == "few" else 1e-6)
+    np.testing.assert_allclose(several.calibration.scores, one.calibration.scores, rtol=tolerance)
+    np.testing.assert_allclose(several.calibration.pixels, one.calibration.pixels, rtol=3e-3)  # a bin
+
+
+# A second process that is there, and takes no part.
+BYSTANDER = """
+import pathlib, sys, time
+import torch.distributed
+torch.distributed.init_process_group("gloo")
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(1000)
+"""
+
+
+def test_a_process_that_dies_stops_the_others(data_root, weights_file, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    model = tmp_path / "texture/model.safetensors"
+    model.parent.mkdir()
+    model.write_text("an older one")
+    where = ["--data", data_root, "--weights", weights_file, "--device", "cpu", "--output", tmp_path]
+    train = [sys.executable, "-m", "padim.cli.train", *SMALL, *where]
+    start = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen([*map(str, train)], env=os.environ | common | {"RANK": "0"}, **start)
+    script = [sys.executable, "-c", BYSTANDER, str(tmp_path / "connected")]
+    second = subprocess.Popen(script, env=os.environ | common | {"RANK": "1"}, **start)
+    until((tmp_path / "connected").exists, first)
+    second.kill()
+    second.communicate()
+    out, err = first.communicate(timeout=LIMIT)
+    assert (first.returncode, out, err.count("\n")) == (2, "", 1), err
+    assert "another process of this run has stopped, so this one does, too" in err
+    assert [path.name for path in model.parent.iterdir()] == ["model.safetensors"]
+    assert model.read_text() == "an older one"
+
+
+def test_a_mistake_stops_all_of_them(data_root, weights_file, tmp_path):
+    result = torchrun(2, "--data", data_root, "--weights", weights_file, "--output", tmp_path, "--epsilon", 0, "--json")
+    assert result.returncode != 0
+    assert "a covariance is not positive definite: use a larger epsilon" in result.stderr
+    assert list((tmp_path / "texture").iterdir()) == []
+    cutpaste = ["--method", "cutpaste", "--resize", 32, 32, "--data", data_root, "--weights", weights_file]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "padim.cli.train", "--category", "texture", *cutpaste, "--output", tmp_path]
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=2 * LIMIT)
+    assert result.returncode != 0
+    assert "cutpaste trains in one process: start it without torchrun" in result.stderr

@@ -63,6 +63,19 @@ class Calibration:
     scores: NDArray[np.float32]
     pixels: NDArray[np.float32] | None
 
+    def joined(self, other: Calibration) -> Calibration:
+        """The calibration of the images of both."""
+        scores = np.sort(np.concatenate([self.scores, other.scores]))
+        if self.pixels is None or other.pixels is None:
+            return Calibration(scores, None)
+        values = np.sort(np.concatenate([self.pixels, other.pixels]))
+        shares = [
+            len(part.scores) / len(scores) * _share_above(values, pixels)
+            for part, pixels in ((self, self.pixels), (other, other.pixels))
+        ]
+        first = np.searchsorted(-np.sum(shares, axis=0), -PIXEL_RATES)  # that so few pixels exceed
+        return Calibration(scores, values[first.clip(max=len(values) - 1)])
+
     def threshold(self, false_alarm_rate: float) -> float:
         """The image score that a fresh normal image reaches with at most this probability.
 
@@ -97,3 +110,9 @@ class Calibration:
             return None
         step = math.ceil(-100 * math.log10(false_alarm_rate) - 1e-9)
         return float(self.pixels[min(step, len(self.pixels) - 1)])
+
+
+def _share_above(values: NDArray[np.float32], pixels: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The share of pixels that exceed each of some values, from the quantiles of `PIXEL_RATES`."""
+    shares = 10.0 ** np.interp(values, pixels, np.log10(PIXEL_RATES))
+    return np.where(values > pixels[-1], 0.0, shares)

@@ -52,6 +52,7 @@ class TrainingOptions:
         checkpoint_steps: steps from one checkpoint to the next.
         resume: whether to go on from the checkpoint in the folder.
         workers: threads that prepare images.
+        keep_moments: whether the model is to carry what it takes to `update` it.
         test: gives the image AUROC of the detector as it is, for those that choose their weights by it.
     """
 
@@ -59,6 +60,7 @@ class TrainingOptions:
     checkpoint_steps: int = 50
     resume: bool = False
     workers: int = 1
+    keep_moments: bool = False
     test: Callable[[], float] | None = None
 
 
@@ -124,6 +126,22 @@ class Detector(ABC):
         Raises:
             PadimError: too few images, or values that are not finite.
         """
+
+    def update(
+        self,
+        batches: Iterable[Tensor | Sequence[Tensor]],  # noqa: ARG002 (for detectors that can)
+        category: str = "",  # noqa: ARG002
+        *,
+        calibrate: bool = True,  # noqa: ARG002
+        false_alarm_rate: float = FALSE_ALARM_RATE,  # noqa: ARG002
+        training: TrainingOptions | None = None,  # noqa: ARG002
+    ) -> Self:
+        """Learn from more normal images: as `fit` to these and the earlier ones together.
+
+        Raises:
+            PadimError: as `fit`, or the detector can't take in more.
+        """
+        raise PadimError(f"{self.config.method} can't take in more images: train it again with all of them")
 
     @abstractmethod
     def forward(self, images: Tensor) -> Scores:

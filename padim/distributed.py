@@ -79,26 +79,35 @@ def total(count: int) -> int:
     return int(value)
 
 
-def moments(groups: Iterator[list[Tensor]], shapes: Sequence[tuple[int, int]], device: torch.device) -> Moments:
+def moments(
+    groups: Iterator[list[Tensor]],
+    shapes: Sequence[tuple[int, int]],
+    device: torch.device,
+    earlier: Moments | None = None,
+) -> Moments:
     """The moments of the images of all processes.
 
     Args:
         groups: features of the images of this one, `[cells_i, d_i, n]` a level; there may be none.
         shapes: cells and channels of every level, coarse to fine.
         device: where the features are.
+        earlier: moments of earlier images, which every process has; they take these in.
 
     Raises:
         PadimError: there is no image at all, a feature is not finite, or another process has stopped.
     """
     if processes() == 1:
-        return Moments.of(groups)
+        return Moments.of(groups, earlier)
     first = next(groups, None) or [torch.zeros(*shape, 0, device=device) for shape in shapes]
-    count = total(first[0].shape[2])
-    if count == 0:
-        raise PadimError("a Gaussian needs at least two training images, there is none")
-    shift = [level.sum(dim=2, keepdim=True) / count for level in first]
-    _sum_up(shift)
-    sums = Moments.about(shift)  # of one image, which is the mean of the first ones
+    if earlier is None:
+        count = total(first[0].shape[2])
+        if count == 0:
+            raise PadimError("a Gaussian needs at least two training images, there is none")
+        shift = [level.sum(dim=2, keepdim=True) / count for level in first]
+        _sum_up(shift)
+        sums = Moments.about(shift)  # of one image, which is the mean of the first ones
+    else:  # which must count once
+        sums = earlier if rank() == 0 else Moments.about(earlier.shift)
     sums.update(first)
     for features in groups:
         sums.update(features)

@@ -104,13 +104,16 @@ class Moments:
     second: Blocks
 
     @classmethod
-    def of(cls, groups: Iterable[Sequence[Tensor]]) -> Moments:
+    def of(cls, groups: Iterable[Sequence[Tensor]], moments: Moments | None = None) -> Moments:
         """The moments of all images in groups of features, `[cells_i, d_i, n]` a level.
 
+        Args:
+            groups: the features.
+            moments: those of earlier images, which take these in.
+
         Raises:
-            PadimError: there is no group, or a feature is not finite.
+            PadimError: there is no group and nothing earlier, or a feature is not finite.
         """
-        moments: Moments | None = None
         for features in groups:
             moments = moments or cls.about(features)
             moments.update(features)
@@ -147,6 +150,15 @@ class Moments:
             total += level.sum(dim=2, keepdim=True)
         _add_products(self.second, centred, 1.0)
         self.count += features[0].shape[2]
+
+    def copy(self) -> Moments:
+        """The same in memory of its own."""
+        return Moments(
+            self.count,
+            [level.clone() for level in self.shift],
+            [level.clone() for level in self.total],
+            [[block.clone() for block in row] for row in self.second],
+        )
 
     def part(self, start: int, stop: int) -> Moments:
         """Views of what belongs to a range of the coarsest cells, with all finer ones that lie in them."""

@@ -52,13 +52,25 @@ def detector(method: str) -> type[Detector]:
     return found
 
 
+def model_config(path: Path) -> BaseConfig:
+    """The configuration in a model file, of whatever method.
+
+    Raises:
+        PadimError: the file can't be read, is damaged, or of a method that this program doesn't know.
+    """
+    from padim import modelfile
+
+    values = modelfile.config_values(path)
+    try:
+        return configuration(values).from_dict(values)
+    except PadimError as error:
+        raise PadimError(f"{path} is a damaged model: {error}") from error
+
+
 def load(path: Path, *, weights: Path | None = None, device: str = "cpu", precision: str | None = None) -> Detector:
     """A fitted detector of whatever method from its file, as `Detector.load`.
 
     Raises:
         PadimError: as there, or the file is of a method that this program doesn't know.
     """
-    from padim import modelfile
-
-    method = configuration(modelfile.config_values(path)).method
-    return detector(method).load(path, weights=weights, device=device, precision=precision)
+    return detector(model_config(path).method).load(path, weights=weights, device=device, precision=precision)

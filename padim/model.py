@@ -21,7 +21,7 @@ from padim.detector import STORAGES, Detector, Scores, TrainingOptions, Weights,
 from padim.device import full_float32
 from padim.embedding import Pyramid, draw_channels, split_by_level
 from padim.errors import PadimError
-from padim.gaussian import Gaussian, gather
+from padim.gaussian import Blocks, Gaussian, Moments, gather
 from padim.modelfile import About
 from padim.scoring import AnomalyMap, image_scores
 
@@ -48,6 +48,7 @@ class Padim(Detector):
         self.anomaly_map = AnomalyMap(grids[0], size, self.config.upsampling, self.config.sigma).to(self.device)
         self._draw(draw_channels(sum(self._widths()), self.config.channels, self.config.seed))
         self.gaussian: Gaussian | None = None
+        self.moments: Moments | None = None
 
         self.backbone.load_weights(weights_from(weights, self.config.backbone))
         self.backbone.to(self.device)
@@ -128,13 +129,44 @@ class Padim(Detector):
         features if they are `KEPT_IMAGES` at most, else in a second pass. There is none for an iterator
         that can't be gone through twice, once its images are too many to keep, nor for two images.
         """
-        if training and training.resume:
+        self.moments, self.calibration = None, None
+        return self._fit(batches, category, calibrate, false_alarm_rate, training or TrainingOptions())
+
+    @torch.no_grad()
+    def update(
+        self,
+        batches: Iterable[Tensor | Sequence[Tensor]],
+        category: str = "",
+        *,
+        calibrate: bool = True,
+        false_alarm_rate: float = FALSE_ALARM_RATE,
+        training: TrainingOptions | None = None,
+    ) -> Self:
+        """As `Detector.update`. The new calibration scores join the old ones, whose images are gone."""
+        if self.moments is None:
+            raise PadimError("the model can't take in more images: it was trained without --keep-moments")
+        training = dataclasses.replace(training or TrainingOptions(), keep_moments=True)
+        return self._fit(batches, category, calibrate, false_alarm_rate, training)
+
+    def _fit(
+        self,
+        batches: Iterable[Tensor | Sequence[Tensor]],
+        category: str,
+        calibrate: bool,
+        false_alarm_rate: float,
+        training: TrainingOptions,
+    ) -> Self:
+        """Fit to the images and to those that the model's moments are of, if it has any."""
+        if training.resume:
             raise PadimError("padim fits in one pass: there is nothing to resume")
         kept: list[list[Tensor]] = []
         groups = self._features_of(batches)
+        earlier, before = self.moments, self.calibration
         with full_float32(self.device):
-            moments = distributed.moments(_keeping(groups, kept) if calibrate else groups, self._sizes(), self.device)
+            seen = _keeping(groups, kept) if calibrate else groups
+            moments = distributed.moments(seen, self._sizes(), self.device, earlier)
             count = moments.count
+            self.moments = moments.copy() if training.keep_moments else None
             self.gaussian = distributed.fit(moments, self.config.epsilon)
             again: Iterable[Sequence[Tensor]] = kept
             if calibrate and not kept and not isinstance(batches, Iterator):
@@ -144,6 +176,8 @@ class Padim(Detector):
                 for maps in self._left_out_maps(again, count):
                     tally.add(maps)
             self.calibration = distributed.tally(tally).calibration()
+        if earlier is not None:
+            self.calibration = before.joined(self.calibration) if before and self.calibration else None
         self.about = dataclasses.replace(self.about, category=category, images=count, false_alarm_rate=false_alarm_rate)
         return self
 
@@ -171,6 +205,10 @@ class Padim(Detector):
         for i, (mean, row) in enumerate(zip(gaussian.mean, gaussian.factors, strict=True)):
             tensors[f"mean.{i}"] = mean
             tensors |= {f"factor.{i}.{j}": block.to(dtype) for j, block in enumerate(row)}
+        if self.moments:
+            for i, row in enumerate(self.moments.second):
+                tensors |= {f"moments.shift.{i}": self.moments.shift[i], f"moments.total.{i}": self.moments.total[i]}
+                tensors |= {f"moments.second.{i}.{j}": block for j, block in enumerate(row)}
         if embed_backbone:
             tensors |= {f"backbone.{key}": value for key, value in self.backbone.weights().items()}
         return tensors
@@ -187,23 +225,32 @@ class Padim(Detector):
                 f"fitted with other weights (SHA-256 {about.weights_sha256[:12]}.., these have"
                 f" {model.about.weights_sha256[:12]}..): pass the right ones with --weights"
             )
-        model._restore(tensors)
+        model._restore(tensors, about.images)
         return model
 
-    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take channels and Gaussians from the tensors of a model file, checking each one."""
+    def _restore(self, tensors: Mapping[str, Tensor], images: int) -> None:
+        """Take what was fitted to so many images from the tensors of a model file, checking each one."""
         self._draw(take(tensors, "channels", len(self.channels), dtypes=(torch.int64,)).tolist())
         cells, drawn = zip(*self._sizes(), strict=True)
         levels = range(len(cells))
 
-        def factor(i: int, j: int) -> Tensor:
-            block = take(tensors, f"factor.{i}.{j}", cells[i], drawn[i], drawn[j], dtypes=STORAGES.values())
-            return block.to(self.device).float()
+        def columns(name: str) -> list[Tensor]:
+            return [take(tensors, f"{name}.{i}", cells[i], drawn[i], 1).to(self.device) for i in levels]
 
-        self.gaussian = Gaussian(
-            [take(tensors, f"mean.{i}", cells[i], drawn[i], 1).to(self.device) for i in levels],
-            [[factor(i, j) for j in range(i + 1)] for i in levels],
-        )
+        def blocks(name: str, dtypes: Iterable[torch.dtype]) -> Blocks:
+            shapes = [[(cells[i], drawn[i], drawn[j]) for j in range(i + 1)] for i in levels]
+            return [
+                [
+                    take(tensors, f"{name}.{i}.{j}", *shape, dtypes=dtypes).to(self.device).float()
+                    for j, shape in enumerate(row)
+                ]
+                for i, row in enumerate(shapes)
+            ]
+
+        self.gaussian = Gaussian(columns("mean"), blocks("factor", STORAGES.values()))
+        if "moments.shift.0" in tensors:
+            sums = columns("moments.shift"), columns("moments.total"), blocks("moments.second", (torch.float32,))
+            self.moments = Moments(images, *sums)
 
     def _fitted(self) -> Gaussian:
         if self.gaussian is None:

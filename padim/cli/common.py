@@ -232,6 +232,12 @@ def _add_field(group: argparse._ActionsContainer, field: dataclasses.Field[Any],
     )
 
 
+def given_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of any configuration that the options have values for."""
+    fields = {field.name for kind in CONFIGURATIONS.values() for field in dataclasses.fields(kind)}
+    return {name: getattr(options, name) for name in sorted(fields) if getattr(options, name) is not None}
+
+
 def config_from(options: argparse.Namespace) -> BaseConfig:
     """The configuration that the options ask for: command line over file over default.
 
@@ -242,8 +248,7 @@ def config_from(options: argparse.Namespace) -> BaseConfig:
     config = read_config(path) if path else CONFIGURATIONS[options.method or Config.method]()
     if options.method not in (None, config.method):
         raise PadimError(f"--method {options.method}: {path} is a configuration of {config.method}")
-    fields = {field.name for kind in CONFIGURATIONS.values() for field in dataclasses.fields(kind)}
-    given = {name: getattr(options, name) for name in sorted(fields) if getattr(options, name) is not None}
+    given = given_fields(options)
     for name in given:
         if name not in config.__dataclass_fields__:
             raise PadimError(f"--{name.replace('_', '-')} is no option of the method {config.method}")

@@ -24,6 +24,7 @@ from padim.cli.common import (
     category_from,
     command,
     config_from,
+    given_fields,
     in_own_folders,
     peak_memory,
     pick_device,
@@ -62,6 +63,15 @@ def parser() -> Parser:
         "--no-embed-backbone", action="store_true", help="leave the backbone's weights out of the model file"
     )
     result.add_argument(
+        "--keep-moments", action="store_true", help="let the model file carry what --update takes, which doubles it"
+    )
+    result.add_argument(
+        "--update",
+        type=Path,
+        metavar="FILE",
+        help="model with moments that takes in the images, instead of a new one",
+    )
+    result.add_argument(
         "--storage",
         choices=("fp32", "fp16"),
         default="fp32",
@@ -92,7 +102,7 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parser().parse_args(arguments)
-    config = config_from(options)
+    config = _updated_config(options) if options.update else config_from(options)
     if options.print_config:
         print(config.to_toml(), end="")
         return 0
@@ -116,7 +126,7 @@ def _train_all(names: Sequence[str], config: BaseConfig, device: str, options: a
     from padim.distributed import processes, rank
     from padim.methods import detector
 
-    weights = detector(config.method).initial_weights(config, options.weights)
+    weights = None if options.update else detector(config.method).initial_weights(config, options.weights)
     figures: list[dict[str, Any]] = []
     failed = 0
     for name in names:
@@ -139,6 +149,22 @@ def _train_all(names: Sequence[str], config: BaseConfig, device: str, options: a
     if figures and not options.json:
         print(table(figures))
     return USER_ERROR if failed else 0
+
+
+def _updated_config(options: argparse.Namespace) -> BaseConfig:
+    """The configuration of the model that is updated.
+
+    Raises:
+        PadimError: the options ask for another one, or name several categories.
+    """
+    from padim.methods import model_config
+
+    given = given_fields(options)
+    if given or options.config or options.preset or options.method:
+        raise PadimError(f"--update keeps the configuration of {options.update}: leave the options of another one away")
+    if len(options.category) > 1 or "all" in options.category:
+        raise PadimError("--update is for one model: name one category")
+    return model_config(options.update)
 
 
 def _names(options: argparse.Namespace) -> list[str]:
@@ -174,7 +200,7 @@ def _train(
     from padim.distributed import rank, share, total
     from padim.evaluate import evaluate_model
     from padim.files import check_writable, write_json
-    from padim.methods import detector
+    from padim.methods import detector, load
     from padim.report.figures import save_figure, training_figure
 
     items = category.train
@@ -186,7 +212,10 @@ def _train(
     loader = ImageLoader(share(items), Transform.of(config), workers=options.workers, strict=options.strict)
     loader.follower = tests
     loader.start()
-    model = detector(config.method)(config, weights=weights, device=device)
+    if options.update:
+        model = load(options.update, weights=options.weights, device=device)
+    else:
+        model = detector(config.method)(config, weights=weights, device=device)
     seen: list[Sample] = []
 
     def test() -> float:
@@ -196,13 +225,19 @@ def _train(
             raise PadimError("--select best-on-test needs normal and defective test images")
         return auroc
 
-    model.fit(
+    learn = model.update if options.update else model.fit
+    learn(
         Batches(loader, config.batch_size, category.name, quiet=rank() > 0),
         category.name,
         calibrate=not options.no_calibration,
         false_alarm_rate=options.false_alarm_rate or FALSE_ALARM_RATE,
         training=TrainingOptions(
-            folder, options.checkpoint_steps, options.resume, options.workers, test if tests else None
+            folder,
+            options.checkpoint_steps,
+            options.resume,
+            options.workers,
+            options.keep_moments,
+            test if tests else None,
         ),
     )
     skipped = total(loader.skipped)

@@ -86,6 +86,8 @@ class CutPaste(Detector):
             raise PadimError("cutpaste trains in one process: start it without torchrun")
         if self.config.select == "best-on-test" and training.test is None:
             raise PadimError("--select best-on-test needs test images: pass --eval")
+        if training.keep_moments:
+            raise PadimError("--keep-moments: cutpaste has none, train it again with all images")
         images = _collected(self.on_device(batch if isinstance(batch, Tensor) else batch[0]) for batch in batches)
         if len(images) < 2:
             raise PadimError(f"a density needs at least two training images, there is {len(images) or 'none'}")

@@ -435,3 +435,34 @@ def test_synth_refuses_nonsense(run, tmp_path):
     result = run("synth", tmp_path, "--size", 16, 24, "--train", 1, "--good", 1, "--defective", 1)
     assert result.out == f"{tmp_path / 'texture'}: 7 images\n"
     assert size_of(tmp_path / "texture/train/good/000.png") == (24, 16)
+
+
+def test_update_takes_more_images_into_a_model(data_root, weights_file, run, tmp_path):
+    images = sorted((data_root / "texture/train/good").iterdir())
+    for name, part in (("first", images[:5]), ("second", images[5:]), ("all", images)):
+        (tmp_path / name).mkdir()
+        for path in part:
+            (tmp_path / name / path.name).symlink_to(path)
+    protocol = ["--resize", 64, "--crop", 64, "--channels", 20, "--weights", weights_file]
+    out = ["--category", "texture", "--output", tmp_path / "runs", "--json"]
+    model = tmp_path / "runs/texture/model.safetensors"
+    assert run("train", "--normal", tmp_path / "first", *protocol, *out, "--keep-moments").code == 0
+    result = run("train", "--normal", tmp_path / "second", "--update", model, *out)
+    assert (result.code, json.loads(result.out)["images"]) == (0, len(images)), result.err
+    updated = run("eval", "--data", data_root, "--output", tmp_path / "runs", "--json")
+    assert run("train", "--normal", tmp_path / "all", *protocol, *out).code == 0
+    whole = run("eval", "--data", data_root, "--output", tmp_path / "runs", "--json")
+    for key, value in json.loads(whole.out).items():
+        if key.endswith(("auroc", "ap", "f1_max", "aupro")):
+            assert json.loads(updated.out)[key] == pytest.approx(value, abs=1e-4)
+
+    for options, message in (
+        (["--channels", 5], "--update keeps the configuration"),
+        (["--preset", "demo"], "--update keeps the configuration"),
+        ([], "trained without --keep-moments"),
+    ):
+        result = run("train", "--normal", tmp_path / "second", "--update", model, *out, *options)
+        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+        assert message in result.err
+    result = run("train", "--category", "all", "--data", data_root, "--update", model)
+    assert (result.code, "--update is for one model" in result.err) == (2, True)

@@ -58,6 +58,25 @@ def test_pixels_are_quantiles_of_all_maps():
     assert calibration.pixel_threshold(1e-9) >= maps.max() * 0.999
 
 
+def test_joined_calibrations_are_of_the_images_of_both():
+    generator = torch.Generator().manual_seed(0)
+    groups = [torch.rand(20, 30, 30, generator=generator) * 10, torch.rand(5, 30, 30, generator=generator) * 15 + 2]
+    calibrations = []
+    for maps in groups:
+        tally = Tally()
+        tally.add(maps.numpy())
+        calibrations.append(tally.calibration())
+    joined = calibrations[0].joined(calibrations[1])
+    everything = torch.cat(groups)
+    assert np.array_equal(joined.scores, everything.amax(dim=(1, 2)).sort().values)
+    for rate in (0.5, 0.1, 0.01, 0.001):
+        threshold = joined.pixel_threshold(rate)
+        assert threshold == pytest.approx(np.quantile(everything.numpy(), 1 - rate), rel=0.03)
+        assert (everything >= threshold).float().mean() <= rate * 1.01
+    without = Calibration(calibrations[0].scores, None)
+    assert without.joined(calibrations[1]).pixels is None
+
+
 @pytest.fixture(scope="module")
 def images():
     generator = torch.Generator().manual_seed(0)

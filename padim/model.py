@@ -25,9 +25,9 @@ from padim.gaussian import Blocks, Gaussian, Moments, gather
 from padim.modelfile import About
 from padim.scoring import AnomalyMap, image_scores
 
-# The features of so many training images are kept for the calibration: 0.3 MB each for ResNet18 and 100 channels,
-# 1.7 MB for WideResNet50-2 and 550. Every category of MVTec AD has fewer.
-KEPT_IMAGES = 400
+# The features of so many training images are kept for the calibration, if they take no more than so many bytes:
+# each has 0.3 MB for ResNet18 and 100 channels, 1.7 MB for WideResNet50-2 and 550. Every category of MVTec AD fits.
+KEPT_IMAGES, KEPT_BYTES = 400, 700_000_000
 
 
 class Padim(Detector):
@@ -126,7 +126,7 @@ class Padim(Detector):
         """As `Detector.fit`, in memory that does not grow with the number of images.
 
         One pass fits. The calibration scores the same images as if each had been left out: from their
-        features if they are `KEPT_IMAGES` at most, else in a second pass. There is none for an iterator
+        features if they are few enough to keep, else in a second pass. There is none for an iterator
         that can't be gone through twice, once its images are too many to keep, nor for two images.
         """
         self.moments, self.calibration = None, None
@@ -259,11 +259,12 @@ class Padim(Detector):
 
 
 def _keeping(groups: Iterable[list[Tensor]], kept: list[list[Tensor]]) -> Iterator[list[Tensor]]:
-    """The groups, which are also put into `kept`; that is empty at the end if they had more than `KEPT_IMAGES`."""
-    images = 0
+    """The groups, which are also put into `kept`; that is empty at the end if they are too many."""
+    images, size = 0, 0
     for features in groups:
         images += features[0].shape[2]
-        if images <= KEPT_IMAGES:
+        size += sum(level.nbytes for level in features)
+        if images <= KEPT_IMAGES and size <= KEPT_BYTES:
             kept.append(features)
         else:
             kept.clear()

@@ -40,9 +40,9 @@ def test_every_option_named_is_one_of_some_command():
     for name in ("train", "eval", "predict", "synth", "data", "reproduce", "export"):
         parser = __import__(f"padim.cli.{name}", fromlist=["parser"]).parser()
         known |= {option for action in parser._actions for option in action.option_strings}
-    assert set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", README)) - known <= {"-e"}
+    assert set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", README)) - known <= {"-e", "-m", "--nproc-per-node"}
 
 
 def test_presets_named_are_there():
-    for name in re.findall(r"`((?:pytorch|paddle|mindspore|anomalib|paper)-\w+)`", README):
+    for name in re.findall(r"`((?:pytorch|paddle|mindspore|anomalib|paper|cutpaste)-[\w-]+)`", README):
         assert preset_path(name).is_file()

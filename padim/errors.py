@@ -7,3 +7,9 @@ class PadimError(Exception):
 
 class ImageError(PadimError):
     """One image that can't be used. A run names it, skips it and counts it."""
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether it is the machine that failed rather than the image, as when too many files are open."""
+        cause = self.__cause__
+        return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None)

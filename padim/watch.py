@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -22,57 +23,73 @@ class Stamp(NamedTuple):
 class Record:
     """A file of JSON lines, one an image that is done; what is in it is not done again after a restart.
 
-    In memory an image takes no more than a number in a set.
+    Images go by their `name`, the path below the watched folder. In memory one takes no more than a
+    number in a set.
     """
 
     def __init__(self, path: Path) -> None:
         """The record at a path, whose lines are read if there are any; a broken last one is passed over.
 
         Raises:
-            PadimError: it can't be read or written.
+            PadimError: it can't be read or written, or is another kind of file.
         """
         self.path = path
         self._done: set[int] = set()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)
-            last = b"\n"
-            with path.open("rb") as lines:
-                for last in lines:
-                    self._remember(last)
-            if not last.endswith(b"\n"):  # whoever wrote it was killed
-                self._file.write(b"\n")
+            if path.exists():
+                self._read()
+            self._open()
         except OSError as error:
-            raise PadimError(f"can't use the record {path}: {error.strerror or error}") from error
+            raise self._problem(error) from error
 
-    def __contains__(self, image: tuple[Path, Stamp]) -> bool:
-        path, stamp = image
-        return hash((str(path), *stamp)) in self._done
+    def __len__(self) -> int:
+        return len(self._done)
+
+    def __contains__(self, image: tuple[str, Stamp]) -> bool:
+        name, stamp = image
+        return hash((name, *stamp)) in self._done
 
     def add(self, line: dict[str, Any]) -> None:
-        """Write a line, which has the `path` of an image and the fields of its stamp.
+        """Write a line, which has the `name` of an image and the fields of its stamp.
 
         Raises:
             PadimError: it can't be written.
         """
         try:
+            if os.fstat(self._file.fileno()).st_nlink == 0:  # someone has deleted it
+                self._file.close()
+                self._open()
             self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
         except OSError as error:
-            raise PadimError(f"can't write to the record {self.path}: {error.strerror or error}") from error
-        self._done.add(hash((line["path"], line["bytes"], line["modified_ns"])))
+            raise self._problem(error) from error
+        self._done.add(_key(line))
 
-    def _remember(self, text: bytes) -> None:
-        try:
-            line = json.loads(text)
-            self._done.add(hash((line["path"], line["bytes"], line["modified_ns"])))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return  # not one of ours
+    def _read(self) -> None:
+        with self.path.open("rb") as lines:
+            for number, text in enumerate(lines):
+                if number == 0 and not text.startswith(b"{"):
+                    raise PadimError(f"{self.path} is no record of images: choose another file with --record")
+                with suppress(ValueError, KeyError, TypeError, RecursionError):  # cut off, or not one of ours
+                    self._done.add(_key(json.loads(text)))
+
+    def _open(self) -> None:
+        self._file = self.path.open("ab+")
+        if self._file.tell() > 0:
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read() != b"\n":  # whoever wrote the last line was killed
+                self._file.write(b"\n")
+
+    def _problem(self, error: OSError) -> PadimError:
+        reason = error.strerror or error
+        return PadimError(f"can't use the record {self.path}: {reason}; choose another file with --record")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # what could not be written was said
+            self._file.close()
 
 
 class Watch:
@@ -86,13 +103,19 @@ class Watch:
         """Images in `folder`, but for those below `exclude`; `settle` is the while, in seconds.
 
         Raises:
-            PadimError: there is no such folder.
+            PadimError: there is no such folder, or it is the excluded one.
         """
         if not folder.is_dir():
             raise PadimError(f"there is no folder {folder}")
-        self._folder, self._settle = folder, settle
         self._exclude = exclude.resolve() if exclude else None
+        if self._exclude == folder.resolve():
+            raise PadimError(f"{folder} is where the results go: choose another folder for them with --out")
+        self._folder, self._settle = folder, settle
         self._unfinished: dict[Path, tuple[Stamp, float]] = {}
+
+    def name(self, path: Path) -> str:
+        """What an image is called in the record."""
+        return str(path.relative_to(self._folder))
 
     def finished(self, record: Record) -> dict[Path, Stamp]:
         """The finished images that are not in the record, oldest first."""
@@ -105,7 +128,7 @@ class Watch:
             except OSError:  # gone again
                 continue
             stamp = Stamp(status.st_size, status.st_mtime_ns)
-            if (path, stamp) in record:
+            if (self.name(path), stamp) in record:
                 continue
             known, since = before.get(path, (None, now))
             if known != stamp:
@@ -114,3 +137,16 @@ class Watch:
             if now - since >= self._settle:
                 found[path] = stamp
         return dict(sorted(found.items(), key=lambda entry: entry[1].modified_ns))
+
+    def postpone(self, path: Path) -> None:
+        """Take an image for unfinished once more."""
+        self._unfinished.pop(path, None)
+
+
+def _key(line: dict[str, Any]) -> int:
+    """A number for the image of a line, as it is now.
+
+    Raises:
+        KeyError, TypeError: it isn't a line of a record.
+    """
+    return hash((line["name"], line["bytes"], line["modified_ns"]))

@@ -83,6 +83,10 @@ def command(run: Command) -> Command:
         except BrokenPipeError:  # whoever read the results has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
+        except OSError as error:  # a full disk behind stdout, say
+            log.error("%s", error)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return USER_ERROR
 
     return main
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import logging
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from padim.cli.common import (
+    USER_ERROR,
     Parser,
     add_machine_options,
     add_rate_option,
@@ -26,8 +28,6 @@ from padim.cli.common import (
 from padim.errors import PadimError
 
 if TYPE_CHECKING:
-    import argparse
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from padim.detector import Detector
     from padim.report.pictures import Pictures
     from padim.runtime import Runtime, Scores
+    from padim.watch import Stamp
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +82,7 @@ def parser() -> Parser:
     )
     stream.add_argument(
         "--settle",
-        type=finite,
-        default=1.0,
+        type=_seconds,
         metavar="SECONDS",
         help="how long a file has to stay unchanged to be taken as finished (default: 1)",
     )
@@ -105,12 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise PadimError("--range: LOW has to be below HIGH")
     if bool(options.inputs) == bool(options.watch):
         raise PadimError("pass images and folders, or --watch DIR")
+    if options.watch and options.strict:
+        raise PadimError("--strict stops at the first unreadable image, which --watch is not to do")
+    if not options.watch and (options.record or options.settle is not None):
+        raise PadimError("--record and --settle are for --watch DIR")
     if not options.out and (options.panel or options.raw or options.range):
         raise PadimError("--panel, --raw and --range are for pictures: say where with --out DIR")
-    if options.out:
-        from padim.files import check_writable
-
-        check_writable(options.out)
     return _watch(options) if options.watch else _predict(options)
 
 
@@ -122,16 +122,18 @@ def _predict(options: argparse.Namespace) -> int:
     items = [Item(path, mask=find_mask(path) if options.panel else None) for path in names]
     predictor = _predictor(options)
     loader = predictor.loader(items)
-    lines = predictor.lines(progress(loader, len(items), "predict"), names)
-    scored = 0
-    for line in lines:
+    scored, failed = 0, 0
+    for line in predictor.lines(progress(loader, len(items), "predict"), names):
         print(json.dumps(line), flush=True)
         scored += 1
+        if "error" in line:
+            log.error("%s", line["error"])
+            failed += 1
     if not scored:
         raise PadimError("none of the images could be read")
     if loader.skipped:
         log.warning("%d of %d images were skipped", loader.skipped, len(items))
-    return 0
+    return USER_ERROR if failed else 0
 
 
 def _watch(options: argparse.Namespace) -> int:
@@ -140,34 +142,51 @@ def _watch(options: argparse.Namespace) -> int:
     from padim.stopping import stop_requests
     from padim.watch import Record, Watch
 
-    watch = Watch(options.watch, options.settle, options.out)
+    settle = 1.0 if options.settle is None else options.settle
+    watch = Watch(options.watch, settle, options.out)
     predictor = _predictor(options)
     path = options.record or (options.out or options.watch) / "watched.jsonl"
+    postponed: set[Path] = set()
     with Record(path) as record, stop_requests() as stop:
+        if record:
+            print(f"{len(record)} images are in {path} and not scored again", file=sys.stderr)
+
+        def say(line: dict[str, Any], stamp: Stamp) -> None:
+            line |= {"name": watch.name(Path(line["path"]))} | stamp._asdict()
+            print(json.dumps(line), flush=True)
+            record.add(line)
+
         while not stop.is_set():
             start = time.monotonic()
-            stamps = dict(list(watch.finished(record).items())[:_AT_ONCE])
-            if not stamps:
-                # A folder of many files takes long to look through: not more than a tenth of the time.
-                stop.wait(max(options.settle / 2, 0.05, 9 * (time.monotonic() - start)))
-                continue
-            loader = predictor.loader([Item(path) for path in stamps])
-            names = {path: path.relative_to(options.watch) for path in stamps}
-            lines = predictor.lines(loader, names)
-            for line in lines:
-                _say(line, stamps, record)
+            if not options.watch.is_dir():
+                log.warning("the folder %s is not there: waiting for it", options.watch)
+                while not options.watch.is_dir() and not stop.wait(settle + 0.05):
+                    pass
+            waiting = list(watch.finished(record).items())
+            # A folder of many files takes long to look through: not more than a tenth of the time.
+            pause = max(settle / 2, 0.05, 9 * (time.monotonic() - start))
+            for first in range(0, len(waiting), _AT_ONCE):
+                stamps = dict(waiting[first : first + _AT_ONCE])
+                loader = predictor.loader([Item(path) for path in stamps])
+                lines = predictor.lines(loader, {path: Path(watch.name(path)) for path in stamps})
+                for line in lines:
+                    say(line, stamps[Path(line["path"])])
+                    if stop.is_set():
+                        break
+                lines.close()
+                for failed, error in loader.failures.items():
+                    if not error.may_pass:
+                        say({"path": str(failed), "verdict": None, "error": str(error)}, stamps[failed])
+                        continue
+                    watch.postpone(failed)
+                    if failed not in postponed:
+                        log.warning("will be tried again: %s", error)
+                        postponed.add(failed)
                 if stop.is_set():
                     break
-            lines.close()
-            for failed, error in loader.failures.items():
-                _say({"path": str(failed), "verdict": None, "error": str(error)}, stamps, record)
+            if not waiting:
+                stop.wait(pause)
     return 0
-
-
-def _say(line: dict[str, Any], stamps: Mapping[Path, Any], record: Any) -> None:
-    line |= stamps[Path(line["path"])]._asdict()
-    print(json.dumps(line), flush=True)
-    record.add(line)
 
 
 @dataclass(frozen=True)
@@ -200,7 +219,10 @@ class _Predictor:
                 anomaly_map = None if maps is None else maps[index]
                 line = self._line(sample, float(scores[index]), anomaly_map)
                 if self.pictures and anomaly_map is not None:
-                    line |= self.pictures.write(names[sample.item.path], sample, anomaly_map)
+                    try:
+                        line |= self.pictures.write(names[sample.item.path], sample, anomaly_map)
+                    except PadimError as error:  # the verdict holds, and the other images are scored all the same
+                        line["error"] = str(error)
                 yield line
 
     def _line(self, sample: Sample, score: float, anomaly_map: NDArray[np.float32] | None) -> dict[str, Any]:
@@ -226,10 +248,13 @@ class _Predictor:
 
 def _predictor(options: argparse.Namespace) -> _Predictor:
     from padim.data.transform import Transform
+    from padim.files import check_writable
 
     model, score, has_maps = _load(options)
     if options.out and not has_maps:
         raise PadimError(f"{options.model} scores whole images and has no maps to draw: leave --out away")
+    if options.out:
+        check_writable(options.out)
     transform = Transform.of(dataclasses.replace(model.config, rotation=0.0))
     verdict = _verdict(options, model)
     pictures = None
@@ -247,7 +272,9 @@ def _load(options: argparse.Namespace) -> tuple[Detector | Runtime, Callable[[ND
     """The model, how it scores images `[n, h, w, 3]`, and whether it has maps. Exported models do without torch."""
     from padim.runtime import Runtime, Scores
 
-    if options.model.suffix == ".onnx":
+    if options.model.suffix.lower() == ".onnx":
+        if options.weights or options.precision or options.device != "auto":
+            raise PadimError("--weights, --precision and --device are for models of padim-train")
         runtime = Runtime.load(options.model)
         return runtime, runtime.score, runtime.has_maps
 
@@ -264,6 +291,13 @@ def _load(options: argparse.Namespace) -> tuple[Detector | Runtime, Callable[[ND
         return Scores(scores.images.cpu().numpy(), None if scores.maps is None else scores.maps.cpu().numpy())
 
     return model, score, model.has_maps
+
+
+def _seconds(text: str) -> float:
+    seconds = finite(text)
+    if not 0 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 3600")
+    return seconds
 
 
 def _verdict(options: argparse.Namespace, model: Detector | Runtime) -> dict[str, float | None]:

@@ -51,6 +51,8 @@ def read_mask(path: Path) -> Image.Image:
 
 
 def _open(path: Path) -> Image.Image:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ImageError(f"{path} is not a regular file")
     try:
         with Image.open(path, formats=FORMATS) as image:
             image.load()

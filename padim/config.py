@@ -72,6 +72,7 @@ class BaseConfig:
         return {
             "resize": len(self.resize) in (1, 2) and min(self.resize) > 0 and max(self.resize) <= MAX_SIDE,
             "crop": len(self.crop) in (0, 1, 2) and min(self.crop, default=1) > 0,
+            "seed": self.seed >= 0,
             "rotation": 0 <= self.rotation <= 180,
             "batch_size": self.batch_size > 0,
         }

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,14 +106,15 @@ def export_onnx(model: Detector, path: Path, storage: str = "fp32") -> Exported:
             difference = _difference(model, temporary, images)
             if not difference <= TOLERANCE:
                 raise PadimError(
-                    f"ONNX Runtime differs from torch by {difference:.1e}, more than {TOLERANCE:g}: not written"
+                    f"ONNX Runtime differs from torch by {difference:.1e}, more than {TOLERANCE:g}: not written;"
+                    f" {'take --storage fp32' if storage == 'fp16' else 'the versions of torch and onnx may not match'}"
                 )
     except BaseException:
         if beside and is_new:
             beside.unlink(missing_ok=True)
         raise
-    for old in path.parent.glob(f"{path.name}.*.data"):
-        if old != beside:  # of what this file replaces
+    for old in path.parent.iterdir():  # of what this file replaces
+        if old != beside and re.fullmatch(rf"{re.escape(path.name)}\.fp(32|16)-[0-9a-f]{{16}}\.data", old.name):
             old.unlink()
     return Exported([path, beside] if beside else [path], difference)
 
@@ -183,5 +185,5 @@ def _difference(model: Detector, path: Path, images: Tensor) -> float:
         expected, found = model.score(batch), runtime.score(batch.permute(0, 2, 3, 1).numpy())
         for ours, theirs in ((expected.images, found.images), (expected.maps, found.maps)):
             if ours is not None and theirs is not None:
-                differences.append(float(np.abs(theirs - ours.numpy()).max() / ours.max()))
+                differences.append(float(np.abs(theirs - ours.numpy()).max() / ours.abs().max()))
     return max(differences)

@@ -1,6 +1,6 @@
 """The model file: what it holds, under which names, and what is checked when one is read.
 
-A safetensors file, format version 2. Numbers are float32, those of the factors float16 where that was asked for.
+A safetensors file, format version 2. Numbers are float32, factors and trained weights float16 where asked for.
 Of PaDiM, whose levels are counted from the coarsest, 0:
 
 | key                | shape                  | what                                                  |
@@ -17,7 +17,7 @@ Of CutPaste:
 
 | key                | shape                  | what                                                  |
 | ------------------ | ---------------------- | ----------------------------------------------------- |
-| `network.KEY`      | as in the network      | the trained weights, float32                          |
+| `network.KEY`      | as in the network      | the trained weights                                   |
 | `density.KEY`      | as in the density      | see `padim.cutpaste.density`                          |
 | `embeddings`       | [images, 512]          | those of the training images                          |
 
@@ -105,6 +105,9 @@ def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor],
     """
     with _opened(path) as (file, header):
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        method = header["config"].get("method", "padim")
+        if method != configuration.method:
+            raise PadimError(f"{path} is a model of the method {method}: padim.methods.load reads any")
         try:
             return tensors, configuration.from_dict(header["config"]), About(**header["about"])
         except PadimError as error:
@@ -141,5 +144,5 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         raise PadimError(f"can't read the model {path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise PadimError(f"{path} is damaged or not a padim model: {error}") from error
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise PadimError(f"{path} is a damaged model: its metadata can't be understood") from error

@@ -67,13 +67,18 @@ class Runtime:
         except OSError as error:
             raise PadimError(f"can't read the model {path}: {error.strerror or error}") from error
         except Exception as error:  # its classes are not public
-            raise PadimError(f"{path} is damaged or not an ONNX model") from error
+            raise PadimError(
+                f"{path} is damaged, not an ONNX model, or without the .data file that was written beside it"
+            ) from error
         header = session.get_modelmeta().custom_metadata_map.get("padim")
         if header is None:
             raise PadimError(f"{path} is not a padim model: export one with padim-export")
         try:
-            return cls(session, **_parsed(json.loads(header)))
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            runtime = cls(session, **_parsed(json.loads(header)))
+            if session.get_inputs()[0].shape[2:] != list(runtime.config.image_size):
+                raise ValueError("image size")
+            return runtime
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError) as error:
             raise PadimError(f"{path} is a damaged model: its metadata can't be understood") from error
 
     @property
@@ -119,13 +124,19 @@ def _parsed(header: dict[str, Any]) -> dict[str, Any]:
     if calibration is not None:
         scores = np.array(calibration["scores"], dtype=np.float32)
         pixels = None if calibration["pixels"] is None else np.array(calibration["pixels"], dtype=np.float32)
-        if scores.ndim != 1 or (pixels is not None and pixels.shape != PIXEL_RATES.shape):
+        known = scores if pixels is None else np.append(scores, pixels)
+        if scores.ndim != 1 or not len(scores) or not np.isfinite(known).all():
             raise ValueError("calibration")
+        if pixels is not None and pixels.shape != PIXEL_RATES.shape:
+            raise ValueError("pixels")
         calibration = Calibration(np.sort(scores), pixels)
+    rate = float(header["about"]["false_alarm_rate"])
+    if not 0 < rate < 1:
+        raise ValueError("false_alarm_rate")
     return {
         "config": configuration(header["config"]).from_dict(header["config"]),
         "category": str(header["about"]["category"]),
-        "false_alarm_rate": float(header["about"]["false_alarm_rate"]),
+        "false_alarm_rate": rate,
         "dimensions": int(header["dimensions"]),
         "calibration": calibration,
     }

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from padim.cli.common import Parser, command
+from padim.errors import PadimError
 
 
 def parser() -> Parser:
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from padim.methods import load
 
     path = options.out or options.model.with_suffix(".onnx")
+    if path.suffix.lower() != ".onnx":
+        raise PadimError(f"--out {path}: padim-predict knows exported models by the suffix .onnx")
     model = load(options.model, weights=options.weights, precision="fp32")
     exported = export_onnx(model, path, options.storage)
     total = sum(file.stat().st_size for file in exported.files)

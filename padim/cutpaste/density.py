@@ -84,7 +84,9 @@ class KernelDensity(nn.Module):
         return density, density._normalised(exponents.logsumexp(dim=1), len(embeddings) - 1)
 
     def _exponents(self, embeddings: Tensor) -> Tensor:
-        squared = (embeddings[:, None] - self.points[None]).square().sum(dim=2)
+        # As a product, since the differences of all pairs would fill the memory.
+        norms = embeddings.square().sum(dim=1)[:, None] + self.points.square().sum(dim=1)
+        squared = (norms - 2 * embeddings @ self.points.T).clamp(min=0)
         return -squared / (2 * self.bandwidth.square())
 
     def _normalised(self, logarithms: Tensor, count: int) -> Tensor:

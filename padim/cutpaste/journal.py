@@ -55,6 +55,11 @@ class Journal:
         run = {"config": config.to_dict(), "images_sha256": pixels, "weights_sha256": weights}
         return cls(folder, json.loads(json.dumps(run)))  # lists for tuples, as in a file
 
+    @property
+    def checkpoint(self) -> Path | None:
+        """Its path, whether it is there or not."""
+        return self.folder and self.folder / CHECKPOINT
+
     def write_log(self) -> None:
         """Write `training.csv`, a line a step."""
         if self.folder is None:
@@ -90,9 +95,9 @@ class Journal:
         Raises:
             PadimError: there is none, it is damaged, or it is that of another training.
         """
-        path = (self.folder or Path()) / CHECKPOINT
-        if self.folder is None or not path.is_file():
-            raise PadimError(f"there is no {path} to resume: train without --resume")
+        path = self.checkpoint
+        if path is None:
+            raise PadimError("there is no folder with a checkpoint to resume")
         try:
             with safe_open(path, framework="pt") as file:
                 header = json.loads(file.metadata()["padim-checkpoint"])
@@ -103,12 +108,24 @@ class Journal:
                         f"{path} is of a training with another {_difference(name, header['run'][name], value)}:"
                         " train without --resume"
                     )
-            self.rows = [Row(Step(**step), auroc) for step, auroc in header["rows"]]
+            self.rows = [_row(step, auroc) for step, auroc in header["rows"]]
             return tensors, dict(header["values"])
         except OSError as error:
             raise PadimError(f"can't read {path}: {error.strerror or error}") from error
-        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise PadimError(f"{path} is damaged: train without --resume") from error
+
+
+def _row(step: dict[str, Any], auroc: Any) -> Row:
+    """A step from a checkpoint.
+
+    Raises:
+        TypeError: it isn't one of numbers.
+    """
+    values = [*step.values(), *([] if auroc is None else [auroc])]
+    if not all(type(value) in (int, float) for value in values):
+        raise TypeError("step")
+    return Row(Step(**step), auroc)
 
 
 def _difference(name: str, found: Any, wanted: Any) -> str:

@@ -27,7 +27,7 @@ from padim.cutpaste.journal import Journal, Row
 from padim.cutpaste.network import EMBEDDING, CutPasteNetwork, is_folded, unfold
 from padim.cutpaste.training import Training, view_generator
 from padim.detector import Detector, Scores, TrainingOptions, Weights, take, weights_from
-from padim.device import all_cores
+from padim.device import all_cores, full_float32
 from padim.errors import PadimError
 from padim.modelfile import About
 from padim.stopping import stop_requests
@@ -182,7 +182,8 @@ class CutPaste(Detector):
 
     def embed(self, images: Tensor) -> Tensor:
         """As `Detector.embed`; they have length 1."""
-        return self._embed(self.on_device(images))
+        with full_float32(self.device):
+            return self._embed(self.on_device(images))
 
     @torch.no_grad()
     def _embed(self, images: Tensor) -> Tensor:
@@ -199,7 +200,10 @@ class CutPaste(Detector):
 
     def _fit_density(self, images: NDArray[np.uint8]) -> Tensor:
         """Fit the density to the embeddings of the images; gives what each scores, left out of it, `[n]`."""
-        self.embeddings = torch.cat([self._embed(batch) for batch in self._batches(images)]).cpu()
+        with full_float32(self.device):  # as in scoring
+            self.embeddings = torch.cat([self._embed(batch) for batch in self._batches(images)]).cpu()
+        if not bool(self.embeddings.isfinite().all()):
+            raise PadimError("the embeddings are not finite: train with a smaller --learning-rate, or --precision fp32")
         density: GaussianDensity | KernelDensity
         if self.config.density == "gaussian":
             density, scores = GaussianDensity.fit(self.embeddings)
@@ -214,18 +218,21 @@ class CutPaste(Detector):
         Raises:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint.
         """
-        if is_folded(self.network) and not options.resume:
+        journal = Journal.of(options.folder, self.config, images, self.about.weights_sha256)
+        resumed = options.resume and journal.checkpoint is not None and journal.checkpoint.exists()
+        if options.resume and not resumed:
+            log.warning("there is no %s to resume: starting with the first step", journal.checkpoint)
+        if is_folded(self.network) and not resumed:
             unfold(self.network, self._batches(images[:_STATISTICS_IMAGES]))
         run = Training(self.network, self.config, images)
-        journal = Journal.of(options.folder, self.config, images, self.about.weights_sha256)
         best = _Best()
-        if options.resume:
+        if resumed:
             tensors, values = journal.read_checkpoint()
             try:
                 run.restore(tensors, values)
-                best = _Best.restored(tensors, values)
-            except (KeyError, RuntimeError, TypeError, ValueError) as error:
-                raise PadimError("the checkpoint is damaged: train without --resume") from error
+                best = _Best.restored(tensors, values, self.network)
+            except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+                raise PadimError(f"{journal.checkpoint} is damaged: train without --resume") from error
 
         def checkpoint() -> None:
             tensors, values = run.state()
@@ -237,7 +244,8 @@ class CutPaste(Detector):
         ):
             for step in run.steps(options.workers):
                 auroc = None
-                if self.config.select == "best-on-test" and options.test and step.step % self.config.test_steps == 0:
+                looked_at = step.step % self.config.test_steps == 0 or step.step == self.config.steps
+                if self.config.select == "best-on-test" and options.test and looked_at:
                     self._fit_density(images)
                     auroc = options.test()
                     best.offer(auroc, step.step, self.network)
@@ -285,9 +293,16 @@ class _Best:
         return {f"best.{key}": value for key, value in (self.weights or {}).items()}
 
     @classmethod
-    def restored(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> _Best:
-        """From a checkpoint."""
+    def restored(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any], network: nn.Module) -> _Best:
+        """From a checkpoint of a network.
+
+        Raises:
+            KeyError, OverflowError, TypeError, ValueError: it isn't one.
+        """
         weights = {key.removeprefix("best."): value for key, value in tensors.items() if key.startswith("best.")}
+        shapes = {key: value.shape for key, value in network.state_dict().items()}
+        if weights and {key: value.shape for key, value in weights.items()} != shapes:
+            raise ValueError("best")
         auroc, step = values["best"]
         return cls(float(auroc), int(step), weights or None)
 

@@ -130,7 +130,7 @@ def unfold(network: CutPasteNetwork, batches: Iterable[Tensor]) -> None:
     counts: dict[nn.Module, int] = dict.fromkeys(norms, 0)
 
     def add(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-        values = inputs[0].double().cpu().transpose(0, 1).flatten(1)
+        values = inputs[0].cpu().double().transpose(0, 1).flatten(1)
         sums[norm] += torch.stack([values.sum(dim=1), values.square().sum(dim=1)])
         counts[norm] += values.shape[1]
 
@@ -143,12 +143,12 @@ def unfold(network: CutPasteNetwork, batches: Iterable[Tensor]) -> None:
         mean, square = sums[norm] / counts[norm]
         variance = square - mean.square()
         running_mean, running_var = (
-            buffer.double().cpu() for buffer in (norm.running_mean, norm.running_var) if buffer is not None
+            buffer.cpu().double() for buffer in (norm.running_mean, norm.running_var) if buffer is not None
         )
-        scale = norm.weight.double().cpu() / (running_var + norm.eps).sqrt()
+        scale = norm.weight.cpu().double() / (running_var + norm.eps).sqrt()
         state = {
             "weight": scale * (variance + norm.eps).sqrt(),
-            "bias": norm.bias.double().cpu() + scale * (mean - running_mean),
+            "bias": norm.bias.cpu().double() + scale * (mean - running_mean),
             "running_mean": mean,
             "running_var": variance,
         }

@@ -123,7 +123,7 @@ class Training:
         """Go on where a run with the same configuration and images was, from its `state`.
 
         Raises:
-            KeyError, RuntimeError, TypeError, ValueError: it is that of another network, or damaged.
+            KeyError, OverflowError, RuntimeError, TypeError, ValueError: it is that of another network, or damaged.
         """
         self.network.load_state_dict(
             {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
@@ -135,13 +135,14 @@ class Training:
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(values["scaler"])
         self.step = int(values["step"])
+        if not 0 <= self.step <= self._config.steps:
+            raise ValueError("step")
 
     def _batch(self, number: int) -> list[Tensor]:
         """The images of a step, `[b, 3, h, w]` for each class."""
         size = self._config.training_batch
         views_of_each = [self._views(number * size + i) for i in range(size)]
-        batch = [torch.from_numpy(np.stack(same)).permute(0, 3, 1, 2) for same in zip(*views_of_each, strict=True)]
-        return [same.pin_memory() for same in batch] if self._device.type == "cuda" else batch
+        return [torch.from_numpy(np.stack(same)).permute(0, 3, 1, 2) for same in zip(*views_of_each, strict=True)]
 
     def _views(self, index: int) -> list[NDArray[np.uint8]]:
         """The versions of the image that comes at a place in the order of the whole run."""
@@ -159,7 +160,7 @@ class Training:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self.network.train()
-        images = torch.cat([same.to(self._device, non_blocking=True) for same in batch])
+        images = torch.cat([same.to(self._device) for same in batch])
         labels = torch.arange(len(batch), device=self._device).repeat_interleave(len(batch[0]))
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             logits, error = self.network(images)

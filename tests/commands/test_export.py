@@ -179,7 +179,25 @@ def test_damaged_files_are_errors_of_one_line(exported, tmp_path, data):
         ("[]", "metadata can't be understood"),
         ('{"version": 2}', "an export of version 2, this program reads version 1"),
         ('{"version": 1, "calibration": {"scores": [[1]], "pixels": []}}', "metadata can't be understood"),
-        ('{"version": 1, "calibration": null, "config": {"sed": 1}}', "'sed' is not a field"),
+        ('{"version": 1, "calibration": {"scores": [], "pixels": null}}', "metadata can't be understood"),
+        ('{"version": 1, "calibration": {"scores": [NaN], "pixels": null}}', "metadata can't be understood"),
+        ('{"version": 1, "calibration": null, "config": []}', "metadata can't be understood"),
+        ('{"version": 1, "calibration": null, "about": {"false_alarm_rate": 5}}', "metadata can't be understood"),
+        ('{"version": 1, "calibration": null, "about": {"false_alarm_rate": NaN}}', "metadata can't be understood"),
+        (
+            '{"version": 1, "calibration": null, "about": {"false_alarm_rate": 0.1, "category": ""}, "config": {},'
+            ' "dimensions": Infinity}',
+            "metadata can't be understood",
+        ),
+        (
+            '{"version": 1, "calibration": null, "about": {"false_alarm_rate": 0.1, "category": ""}, "config": {},'
+            ' "dimensions": 20}',
+            "metadata can't be understood",  # the graph takes other images
+        ),
+        (
+            '{"version": 1, "calibration": null, "about": {"false_alarm_rate": 0.1}, "config": {"sed": 1}}',
+            "'sed' is not a field",
+        ),
     ],
 )
 def test_other_metadata_is_refused(exported, tmp_path, header, message):

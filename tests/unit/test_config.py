@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from padim import Config, PadimError
+from padim import Config, CutPasteConfig, PadimError
 from padim.config import preset_path
+from padim.methods import read_config
 
 CHECKOUT = Path(__file__).parents[2]
 PRESETS = sorted((CHECKOUT / "configs").glob("*.toml"))
@@ -22,10 +23,31 @@ def test_the_default_is_the_preset_pytorch_r18():
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_is_valid_and_has_only_known_fields(path):
-    config = Config.from_toml(path)
-    assert set(tomllib.loads(path.read_text())) <= {option.name for option in fields(Config)}
+    config = read_config(path)
+    assert set(tomllib.loads(path.read_text())) <= {"method", *(option.name for option in fields(config))}
     assert preset_path(path.stem) == path
-    assert config.image_size == ((256, 256) if "anomalib" in path.stem else (224, 224))
+    whole = path.stem.startswith(("anomalib", "cutpaste"))
+    assert config.image_size == ((256, 256) if whole else (224, 224))
+    assert config.method == ("cutpaste" if path.stem.startswith("cutpaste") else "padim")
+
+
+def test_a_configuration_knows_its_method(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(CutPasteConfig(steps=7, patch_area=(0.1, 0.2)).to_toml())
+    assert read_config(path) == CutPasteConfig(steps=7, patch_area=(0.1, 0.2))
+    with pytest.raises(PadimError, match="method: 'cutpaste' where 'padim' was expected"):
+        Config.from_toml(path)
+    for method in ("sedan", 3, ["padim"]):
+        path.write_text(f"method = {method!r}")
+        with pytest.raises(PadimError, match=r"config.toml: there is no method .*; there are padim, cutpaste"):
+            read_config(path)
+
+
+@pytest.mark.parametrize("name", ["jitter", "patch_area", "scar_height", "steps", "bandwidth", "training_batch"])
+def test_wrong_values_of_cutpaste_are_refused_by_name(name):
+    for value in (-1, "x", [3, 2, 1], float("inf"), *([10**400] if name == "bandwidth" else [])):
+        with pytest.raises(PadimError, match=name):
+            CutPasteConfig.from_dict({name: value})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 
 import numpy as np
@@ -14,6 +15,8 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import KernelDensity as SklearnDensity
 
@@ -355,6 +358,12 @@ def test_pretrained_weights_stay_frozen_at_first():
     steps.close()
 
 
+def test_embeddings_that_are_not_finite_stop_the_training():
+    detector = CutPaste(dataclasses.replace(SMALL, steps=1, learning_rate=1e30))
+    with pytest.raises(PadimError, match="not finite: train with a smaller --learning-rate"):
+        detector.fit(batches())
+
+
 def test_every_image_comes_once_before_any_comes_again():
     training = Training(CutPasteNetwork(SMALL), dataclasses.replace(SMALL, jitter=0.0), images())
     seen = [training._views(index)[0] for index in range(12)]
@@ -417,7 +426,7 @@ def test_a_resumed_training_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path,
     assert len(logs[0]) == 6
 
 
-def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, caplog):
     CutPaste(SMALL).fit(batches(), training=TrainingOptions(tmp_path))
 
     def resumed(config, count=6):
@@ -433,8 +442,36 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
         with pytest.raises(PadimError, match=r"is damaged: train without --resume"):
             resumed(SMALL)
     (tmp_path / CHECKPOINT).unlink()
-    with pytest.raises(PadimError, match=r"there is no .*checkpoint.safetensors to resume"):
-        resumed(SMALL)
+    resumed(SMALL)
+    assert "checkpoint.safetensors to resume: starting with the first step" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header, tensors: header["values"].update(step=math.inf),
+        lambda header, tensors: header["values"].update(step=-5),
+        lambda header, tensors: header["values"].update(step=99),
+        lambda header, tensors: header["values"].update(best=[math.inf]),
+        lambda header, tensors: header["values"].update(best=[0.5, math.inf]),
+        lambda header, tensors: header["run"].update(config=[]),
+        lambda header, tensors: header.update(rows=[[{}, 0.5]]),
+        lambda header, tensors: header["rows"][0][0].update(loss="0.5"),
+        lambda header, tensors: tensors.update({"best.classes.bias": torch.zeros(3)}),
+        lambda header, tensors: tensors.pop("network.classes.bias"),
+        lambda header, tensors: tensors.update({"momentum.classes.bias": torch.zeros(7)}),
+    ],
+)
+def test_a_hostile_checkpoint_is_an_error_before_any_step(tmp_path, monkeypatch, change):
+    CutPaste(SMALL).fit(batches(), training=TrainingOptions(tmp_path))
+    with safe_open(tmp_path / CHECKPOINT, "pt") as file:
+        header = json.loads(file.metadata()["padim-checkpoint"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    change(header, tensors)
+    save_file(tensors, tmp_path / CHECKPOINT, {"padim-checkpoint": json.dumps(header)})
+    monkeypatch.setattr(Training, "steps", lambda *arguments: pytest.fail("it started"))
+    with pytest.raises(PadimError, match=r"is damaged: train without --resume|another --"):
+        CutPaste(SMALL).fit(batches(), training=TrainingOptions(tmp_path, resume=True))
 
 
 @pytest.mark.parametrize("density", ["gaussian", "kernel"])

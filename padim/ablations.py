@@ -15,7 +15,7 @@ from torch import Tensor
 
 from padim.backbones import Backbone, StateDict
 from padim.config import Config
-from padim.detector import Scores
+from padim.detector import Estimate, Scores
 from padim.device import full_float32
 from padim.errors import PadimError
 from padim.gaussian import Gaussian, Moments, gather
@@ -43,9 +43,9 @@ class SumOfMaps:
         return False
 
     @classmethod
-    def memory_bytes(cls, config: Config) -> int:
-        """About what its fit takes, at most."""
-        return Padim.memory_bytes(dataclasses.replace(config, channels=0))
+    def estimate(cls, config: Config, images: int) -> Estimate:
+        """As `padim.detector.Detector.estimate`, at most."""
+        return Padim.estimate(dataclasses.replace(config, channels=0), images)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> Self:
@@ -95,11 +95,12 @@ class PcaPadim:
         return False
 
     @classmethod
-    def memory_bytes(cls, config: Config) -> int:
-        """About what its fit takes."""
+    def estimate(cls, config: Config, images: int) -> Estimate:
+        """As `padim.detector.Detector.estimate`."""
         _, height, width = Backbone(config.backbone, config.layers[:1], config.image_size).shapes[0]
+        whole = Padim.estimate(dataclasses.replace(config, channels=0), images)
         projected = 2 * 4 * 2 * height * width * config.channels**2
-        return Padim.memory_bytes(dataclasses.replace(config, channels=0)) + projected
+        return whole._replace(memory=whole.memory + projected)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> Self:

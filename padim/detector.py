@@ -24,6 +24,9 @@ from padim.device import find_device, full_float32
 from padim.errors import PadimError
 from padim.modelfile import About
 
+# What Python, torch and their threads take before there is a model; measured with torch 2.15 on Linux.
+LIBRARIES = 850_000_000
+
 # How the large tensors may be kept in a file.
 STORAGES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -62,6 +65,20 @@ class TrainingOptions:
     workers: int = 1
     keep_moments: bool = False
     test: Callable[[], float] | None = None
+
+
+class Estimate(NamedTuple):
+    """Bytes, before any work is done.
+
+    Attributes:
+        memory: at the most, with the libraries.
+        model: of the model file.
+        parts: what else there is to know, by name.
+    """
+
+    memory: int
+    model: int
+    parts: dict[str, int]
 
 
 class Detector(ABC):
@@ -192,8 +209,8 @@ class Detector(ABC):
 
     @classmethod
     @abstractmethod
-    def memory_bytes(cls, config: Any) -> int:
-        """About what its fit takes on the CPU, without the libraries."""
+    def estimate(cls, config: Any, images: int) -> Estimate:
+        """What a fit of so many images will take on the CPU, from formulas that `docs/scaling.md` measures."""
 
     @property
     def remark(self) -> str | None:

@@ -17,7 +17,7 @@ from padim import distributed
 from padim.backbones import Backbone, digest
 from padim.calibration import Tally
 from padim.config import FALSE_ALARM_RATE, Config
-from padim.detector import STORAGES, Detector, Scores, TrainingOptions, Weights, take, weights_from
+from padim.detector import LIBRARIES, STORAGES, Detector, Estimate, Scores, TrainingOptions, Weights, take, weights_from
 from padim.device import full_float32
 from padim.embedding import Pyramid, draw_channels, split_by_level
 from padim.errors import PadimError
@@ -28,6 +28,10 @@ from padim.scoring import AnomalyMap, image_scores
 # The features of so many training images are kept for the calibration, if they take no more than so many bytes:
 # each has 0.3 MB for ResNet18 and 100 channels, 1.7 MB for WideResNet50-2 and 550. Every category of MVTec AD fits.
 KEPT_IMAGES, KEPT_BYTES = 400, 700_000_000
+
+
+# Bytes that the first layers take for a pixel of an image: some three maps of 64 channels at half its size.
+_ACTIVATIONS = 3.2 * 64
 
 
 class Padim(Detector):
@@ -65,15 +69,26 @@ class Padim(Detector):
         return config.channels > 0
 
     @classmethod
-    def memory_bytes(cls, config: Config) -> int:
-        """As `Detector.memory_bytes`: twice the factors."""
-        shapes = Backbone(config.backbone, config.layers, config.image_size).shapes
-        share = config.channels / sum(channels for channels, _, _ in shapes) if config.channels else 1.0
-        floats, coarser = 0.0, 0.0
-        for channels, height, width in reversed(shapes):
-            coarser += channels * share
-            floats += height * width * channels * share * coarser
-        return int(2 * 4 * floats)
+    def estimate(cls, config: Config, images: int) -> Estimate:
+        """As `Detector.estimate`: while features come in, while they are summed up, and while the file is written."""
+        backbone = Backbone(config.backbone, config.layers, config.image_size)
+        widths = [channels for channels, _, _ in backbone.shapes]
+        chosen = draw_channels(sum(widths), config.channels, config.seed)
+        drawn = [len(level) for level in split_by_level(chosen, widths)]
+        factors, features, coarser = 0, 0, 0
+        for count, (_, height, width) in reversed([*zip(drawn, backbone.shapes, strict=True)]):
+            coarser += count
+            factors += 4 * height * width * count * coarser
+            features += 4 * height * width * count
+        weights = sum(4 * value.numel() for value in backbone.network.state_dict().values())
+        height, width = config.image_size
+        activations = int(_ACTIVATIONS * height * width * min(images, config.batch_size))
+        kept = min(images * features, KEPT_IMAGES * features, KEPT_BYTES)
+        group = min(images, 32) * features
+        coming_in = group + activations + (factors + kept if images > 32 else 0)
+        memory = LIBRARIES + 2 * weights + max(coming_in, factors + kept + 2 * group, 2 * factors)
+        parts = {"moments": factors, "factors": factors, "features_of_an_image": features}
+        return Estimate(memory, factors + features + weights, parts)
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Cells and drawn channels of every level, coarse to fine."""

@@ -54,8 +54,8 @@ class Experiment:
         return self.detector.is_seeded(self.config) or self.config.rotation > 0
 
     def memory_bytes(self) -> int:
-        """About what a process takes that fits it on the CPU, the libraries included."""
-        return int(1.0e9) + self.detector.memory_bytes(self.config)
+        """About what a process takes that fits it to some hundred images on the CPU."""
+        return self.detector.estimate(self.config, 400).memory
 
 
 # The comparisons of Defard et al. 2020: detector, preset, and what differs from that.

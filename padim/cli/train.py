@@ -84,6 +84,11 @@ def parser() -> Parser:
     add_machine_options(result)
     result.add_argument("--eval", action="store_true", help="evaluate each model as padim-eval does, in the same run")
     add_report_option(result)
+    result.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the memory to expect on the CPU and the model's size, and stop",
+    )
     steps = result.add_argument_group("training of many steps")
     steps.add_argument(
         "--show-augmentations", type=positive, metavar="N", help="write a sheet of N augmented images and stop"
@@ -109,6 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.eval = options.eval or options.report
     names = _names(options)
 
+    if options.dry_run:
+        for name in names:
+            print(_estimated(category_from(options, name), config, options))
+        return 0
     if options.show_augmentations:
         for name in names:
             print(_show_augmentations(category_from(options, name), config, options))
@@ -263,6 +272,19 @@ def _train(
     }
     write_json(folder / "train.json", summary | {"config": config.to_dict()})
     return model, summary
+
+
+def _estimated(category: Category, config: BaseConfig, options: argparse.Namespace) -> str:
+    """What training a category will take."""
+    from padim.methods import detector
+
+    estimate = detector(config.method).estimate(config, len(category.train))
+    images = {"category": category.name, "images": len(category.train)}
+    sizes = {"memory": estimate.memory, "model": estimate.model} | estimate.parts
+    if options.json:
+        return json.dumps(images | {f"{name}_bytes": size for name, size in sizes.items()})
+    megabytes = ", ".join(f"{name.replace('_', ' ')} {size / 1e6:.0f} MB" for name, size in sizes.items())
+    return f"{category.name}: {len(category.train)} images, {megabytes}"
 
 
 def _show_augmentations(category: Category, config: BaseConfig, options: argparse.Namespace) -> Path:

@@ -26,7 +26,7 @@ from padim.cutpaste.density import GaussianDensity, KernelDensity
 from padim.cutpaste.journal import Journal, Row
 from padim.cutpaste.network import EMBEDDING, CutPasteNetwork, is_folded, unfold
 from padim.cutpaste.training import Training, view_generator
-from padim.detector import Detector, Scores, TrainingOptions, Weights, take, weights_from
+from padim.detector import LIBRARIES, Detector, Estimate, Scores, TrainingOptions, Weights, take, weights_from
 from padim.device import all_cores, full_float32
 from padim.errors import PadimError
 from padim.modelfile import About
@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 
 # Enough for the statistics of folded weights; see `padim.cutpaste.network.unfold`.
 _STATISTICS_IMAGES = 64
+
+
+# Bytes that a step keeps for a pixel of an image.
+_GRADIENTS = 900
 
 
 class CutPaste(Detector):
@@ -167,11 +171,16 @@ class CutPaste(Detector):
         return config.steps > 0 or config.initial == "random"
 
     @classmethod
-    def memory_bytes(cls, config: CutPasteConfig) -> int:
-        """As `Detector.memory_bytes`: what a step keeps for its gradients, as it was measured."""
+    def estimate(cls, config: CutPasteConfig, images: int) -> Estimate:
+        """As `Detector.estimate`: what a step keeps for its gradients."""
         height, width = config.image_size
-        images = config.training_batch * len(CLASSES[config.variant])
-        return images * height * width * (800 if config.precision == "fp32" else 400)
+        views = config.training_batch * len(CLASSES[config.variant])
+        step = views * height * width * (_GRADIENTS if config.precision == "fp32" else _GRADIENTS // 2)
+        pixels = 3 * height * width * images
+        weights = sum(4 * value.numel() for value in CutPasteNetwork(config).state_dict().values())
+        parts = {"images": pixels, "step": step}
+        model = weights + 4 * EMBEDDING * (EMBEDDING + images)
+        return Estimate(LIBRARIES + 3 * weights + pixels + step, model, parts)
 
     @property
     def remark(self) -> str | None:

@@ -466,3 +466,16 @@ def test_update_takes_more_images_into_a_model(data_root, weights_file, run, tmp
         assert message in result.err
     result = run("train", "--category", "all", "--data", data_root, "--update", model)
     assert (result.code, "--update is for one model" in result.err) == (2, True)
+
+
+def test_a_dry_run_says_what_training_will_take(data_root, run, tmp_path):
+    common = ["--category", "texture", "--data", data_root, "--output", tmp_path, "--dry-run"]
+    result = run("train", *common, "--json")
+    assert result.code == 0, result.err
+    sizes = json.loads(result.out)
+    assert (sizes["images"], sizes["moments_bytes"] > 28e6) == (8, True)  # without weights, which are not downloaded
+    assert sizes["memory_bytes"] > 2 * sizes["factors_bytes"]
+    assert run("train", *common).out.startswith("texture: 8 images, memory ")
+    cutpaste = run("train", *common, "--method", "cutpaste", "--json")
+    assert json.loads(cutpaste.out)["memory_bytes"] > 10e9
+    assert not any(tmp_path.iterdir())

@@ -328,3 +328,17 @@ def test_an_update_takes_moments(model, random_weights):
         kept.update([images_like(3, seed=5)], training=TrainingOptions(resume=True))
     kept.fit([images_like(4, seed=1)])
     assert kept.moments is None
+
+
+@pytest.mark.parametrize("change", [{}, {"resize": (96, 64), "crop": ()}, {"channels": 0}, {"layers": ("layer2",)}])
+def test_an_estimate_knows_the_bytes_of_moments_and_model(random_weights, tmp_path, change):
+    config = replace(SMALL, **change)
+    estimate = Padim.estimate(config, 40)
+    images = images_like(3, seed=1, size=config.image_size)
+    model = Padim(config, weights=random_weights).fit([images], training=TrainingOptions(keep_moments=True))
+    assert estimate.parts["moments"] == sum(block.nbytes for row in model.moments.second for block in row)
+    assert estimate.parts["features_of_an_image"] * 3 == sum(level.nbytes for level in model.features(images))
+    model.moments = None
+    model.save(tmp_path / "model")
+    assert estimate.model == pytest.approx((tmp_path / "model").stat().st_size, abs=60_000)
+    assert Padim.estimate(config, 100_000).memory == Padim.estimate(config, 10**9).memory  # it does not grow

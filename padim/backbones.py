@@ -19,15 +19,14 @@ from torch.fx.experimental.optimization import fuse
 from torchvision.models import WeightsEnum
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from padim.errors import PadimError
+from padim.device import arithmetic
+from padim.errors import PadimError, first_line
 
 StateDict = Mapping[str, Tensor]
 
 # Statistics of ImageNet for RGB in 0..1: all the weights here were trained with them.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Normalisation(nn.Module):
@@ -72,7 +71,7 @@ class Backbone(nn.Module):
         levels = self.network(torch.empty(1, 3, *image_size, device="meta")).values()
         self.shapes: list[tuple[int, int, int]] = [tuple(level.shape[1:]) for level in levels]
         self.name = name
-        self.dtype = DTYPES[precision]
+        self.precision = precision
         self.normalise = Normalisation()
         self._weights: dict[str, Tensor] = {}
         self.eval()
@@ -80,7 +79,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps `[n, c_l, h_l, w_l]`, float32, of RGB images `[n, 3, h, w]`: uint8, or float in 0..1."""
         images = self.normalise(images).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with arithmetic(images.device, self.precision):
             return [features.float() for features in self.network(images).values()]
 
     def weights(self) -> dict[str, Tensor]:
@@ -93,30 +92,37 @@ class Backbone(nn.Module):
         Raises:
             PadimError: a needed key is missing, has another shape or holds values that are not finite.
         """
-        needed = {}
-        for key, expected in self.network.state_dict().items():
-            if _is_counter(key):
-                needed[key] = torch.zeros((), dtype=torch.int64)
-                continue
-            if key not in weights:
-                raise PadimError(f"the weights for {self.name} have no key {key!r}")
-            found = weights[key]
-            if found.shape != expected.shape:
-                raise PadimError(
-                    f"the weights for {self.name} have {key!r} of shape {list(found.shape)},"
-                    f" expected {list(expected.shape)}"
-                )
-            needed[key] = found.float()
-            if not bool(needed[key].isfinite().all()):
-                raise PadimError(f"the weights for {self.name} have values in {key!r} that are not finite")
-        self._weights = {key: value.clone() for key, value in needed.items() if not _is_counter(key)}
-        self.network.load_state_dict(needed, assign=True)
+        wanted = self.network.state_dict()
+        taken = matching(weights, {key: value for key, value in wanted.items() if not is_counter(key)}, self.name)
+        self._weights = {key: value.clone() for key, value in taken.items()}
+        counters = {key: torch.zeros((), dtype=torch.int64) for key in wanted if is_counter(key)}
+        self.network.load_state_dict(taken | counters, assign=True)
         self.network = fuse(self.network.eval(), inplace=True, no_trace=True).to(memory_format=torch.channels_last)
 
 
-def _is_counter(key: str) -> bool:
+def is_counter(key: str) -> bool:
     """Whether a key is BatchNorm's count of training batches, which inference has no use for."""
     return key.endswith("num_batches_tracked")
+
+
+def matching(weights: StateDict, wanted: StateDict, name: str) -> dict[str, Tensor]:
+    """What a network of a name wants of a state dict, which may hold more, in float32.
+
+    Raises:
+        PadimError: a wanted key is missing, has another shape or holds values that are not finite.
+    """
+    taken = {}
+    for key, expected in wanted.items():
+        if key not in weights:
+            raise PadimError(f"the weights for {name} have no key {key!r}")
+        found = weights[key]
+        if found.shape != expected.shape:
+            shapes = f"{list(found.shape)}, expected {list(expected.shape)}"
+            raise PadimError(f"the weights for {name} have {key!r} of shape {shapes}")
+        taken[key] = found.float()
+        if not bool(taken[key].isfinite().all()):
+            raise PadimError(f"the weights for {name} have values in {key!r} that are not finite")
+    return taken
 
 
 def digest(weights: StateDict) -> str:
@@ -144,7 +150,7 @@ def read_weights(path: Path) -> StateDict:
     except pickle.UnpicklingError as error:
         raise PadimError(f"refused the weights {path}: not a plain state dict, or damaged") from error
     except Exception as error:  # a damaged file can fail anywhere in the readers
-        raise PadimError(f"can't read the weights {path}: {_first_line(error)}") from error
+        raise PadimError(f"can't read the weights {path}: {first_line(error)}") from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise PadimError(f"the weights {path} are not a state dict (names -> tensors)")
     return weights
@@ -166,13 +172,9 @@ def _from_hub(weights: WeightsEnum) -> StateDict:
         return state
     except Exception as error:  # network, disk, digest or a damaged cache
         raise PadimError(
-            f"can't get the weights from {weights.url} ({_first_line(error)}): fetch that file on a machine"
+            f"can't get the weights from {weights.url} ({first_line(error)}): fetch that file on a machine"
             " with a network and pass it with --weights FILE"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _lite_package(name: str) -> Any:

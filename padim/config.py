@@ -98,7 +98,7 @@ class BaseConfig:
         return {"method": self.method, **dataclasses.asdict(self)}
 
     def to_toml(self) -> str:
-        """The same as a TOML document, which `from_toml` reads back."""
+        """The same as a TOML document, which `padim.methods.read_config` reads back."""
         # TOML writes these values as JSON does.
         return "".join(f"{name} = {json.dumps(value)}\n" for name, value in self.to_dict().items())
 
@@ -118,19 +118,6 @@ class BaseConfig:
             if name not in known:
                 raise PadimError(f"{name!r} is not a field of the configuration; known: {', '.join(known)}")
         return cls(**given)
-
-    @classmethod
-    def from_toml(cls, path: Path) -> Self:
-        """A configuration from a TOML file.
-
-        Raises:
-            PadimError: the file can't be read, is not TOML, or a field is unknown or not valid.
-        """
-        values = read_toml(path)
-        try:
-            return cls.from_dict(values)
-        except PadimError as error:
-            raise PadimError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,12 @@ from torch import Tensor
 
 import padim
 from padim import modelfile
+from padim.about import About
 from padim.backbones import StateDict, download_weights, read_weights
 from padim.calibration import PIXEL_RATES, Calibration
 from padim.config import FALSE_ALARM_RATE, BaseConfig
 from padim.device import find_device, full_float32
 from padim.errors import PadimError
-from padim.modelfile import About
 
 # What Python, torch and their threads take before there is a model; measured with torch 2.15 on Linux.
 LIBRARIES = 850_000_000
@@ -31,6 +31,9 @@ LIBRARIES = 850_000_000
 STORAGES = {"fp32": torch.float32, "fp16": torch.float16}
 
 Weights = Path | str | StateDict
+
+# Images as batches; of a pair like those that a `DataLoader` gives, the first entry is taken.
+Batches = Iterable[Tensor | Sequence[Tensor]]
 
 
 class Scores(NamedTuple):
@@ -121,44 +124,37 @@ class Detector(ABC):
         self.facts: dict[str, Any] = {}
         self.history: list[dict[str, float | None]] = []
 
-    @abstractmethod
     def fit(
         self,
-        batches: Iterable[Tensor | Sequence[Tensor]],
+        batches: Batches,
         category: str = "",
         *,
         calibrate: bool = True,
         false_alarm_rate: float = FALSE_ALARM_RATE,
         training: TrainingOptions | None = None,
+        more: bool = False,
     ) -> Self:
         """Learn what normal images look like.
 
         Args:
-            batches: of images; of a pair like those that a `DataLoader` gives, the first entry is taken.
+            batches: of images.
             category: a name that the model will carry.
             calibrate: whether thresholds are wanted.
             false_alarm_rate: the share of fresh normal images that the detector's verdict may flag.
             training: how to run a fit of many steps.
+            more: whether to learn from these images and the earlier ones together, where a detector can.
 
         Raises:
-            PadimError: too few images, or values that are not finite.
+            PadimError: too few images, values that are not finite, or a detector that can't take in more.
         """
+        self.about = dataclasses.replace(self.about, category=category, false_alarm_rate=false_alarm_rate)
+        images = self.learn(batches, calibrate, training or TrainingOptions(), more)
+        self.about = dataclasses.replace(self.about, images=images)
+        return self
 
-    def update(
-        self,
-        batches: Iterable[Tensor | Sequence[Tensor]],  # noqa: ARG002 (for detectors that can)
-        category: str = "",  # noqa: ARG002
-        *,
-        calibrate: bool = True,  # noqa: ARG002
-        false_alarm_rate: float = FALSE_ALARM_RATE,  # noqa: ARG002
-        training: TrainingOptions | None = None,  # noqa: ARG002
-    ) -> Self:
-        """Learn from more normal images: as `fit` to these and the earlier ones together.
-
-        Raises:
-            PadimError: as `fit`, or the detector can't take in more.
-        """
-        raise PadimError(f"{self.config.method} can't take in more images: train it again with all of them")
+    @abstractmethod
+    def learn(self, batches: Batches, calibrate: bool, training: TrainingOptions, more: bool) -> int:
+        """The method's own part of `fit`; gives the number of images that it knows now."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Scores:
@@ -294,6 +290,11 @@ class Detector(ABC):
             raise PadimError(f"{path}: {error}") from error
         detector.about = about
         return detector
+
+
+def images_of(batch: Tensor | Sequence[Tensor]) -> Tensor:
+    """The images of a batch that may be a pair."""
+    return batch if isinstance(batch, Tensor) else batch[0]
 
 
 def _calibration(tensors: Mapping[str, Tensor], images: int) -> Calibration | None:

@@ -36,6 +36,15 @@ def all_cores(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def arithmetic(device: torch.device, precision: str) -> torch.autocast:
+    """Within, networks compute in a precision: `fp32`, `bf16` or `fp16`."""
+    dtype = DTYPES[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
     """Products of float32 tensors in float32, whatever the process allows elsewhere.

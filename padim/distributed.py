@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from padim.calibration import Tally
-from padim.errors import PadimError
+from padim.errors import PadimError, first_line
 from padim.gaussian import Gaussian, Moments
 
 T = TypeVar("T")
@@ -170,8 +170,5 @@ def _talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise PadimError(f"another process of this run has stopped, so this one does, too ({_first(error)})") from error
-
-
-def _first(error: Exception) -> str:
-    return str(error).splitlines()[0][:200]
+        reason = first_line(error)
+        raise PadimError(f"another process of this run has stopped, so this one does, too ({reason})") from error

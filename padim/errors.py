@@ -1,8 +1,15 @@
 """The one exception for mistakes that a user can put right."""
 
+from __future__ import annotations
+
 
 class PadimError(Exception):
     """What is wrong, with the path or option, and what to do; commands print it in one line."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library says of an error, as far as it fits into ours."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 class ImageError(PadimError):

@@ -30,7 +30,7 @@ from padim.errors import PadimError
 Blocks = list[list[Tensor]]
 
 # An update reads and writes all second moments: with few images at a time that costs more than the sums.
-_IMAGES_AN_UPDATE = 32
+IMAGES_AN_UPDATE = 32
 
 # How many floats a temporary product of the factorisation may hold.
 _CHUNK_FLOATS = 2_000_000
@@ -77,7 +77,7 @@ def gather(batches: Iterable[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
     waiting: list[Sequence[Tensor]] = []
     for batch in batches:
         waiting.append(batch)
-        if sum(features[0].shape[2] for features in waiting) >= _IMAGES_AN_UPDATE:
+        if sum(features[0].shape[2] for features in waiting) >= IMAGES_AN_UPDATE:
             yield [torch.cat(level, dim=2) for level in zip(*waiting, strict=True)]
             waiting = []
     if waiting:

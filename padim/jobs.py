@@ -16,20 +16,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from padim.backbones import StateDict, download_weights, read_weights
+from padim.detector import weights_from
 from padim.errors import PadimError
 from padim.reproduce import Run
 
 _DIED = "its process died twice, of too little memory perhaps: run again with fewer --jobs"
-
-
-def backbone_weights(backbone: str, files: Mapping[str, Path]) -> StateDict:
-    """The weights of a backbone, from its file if it has one.
-
-    Raises:
-        PadimError: they can't be had.
-    """
-    return read_weights(files[backbone]) if backbone in files else download_weights(backbone)
 
 
 def most_jobs(runs: Sequence[Run], device: str, cores: int) -> int:
@@ -136,7 +127,8 @@ def _perform(run: Run, files: Mapping[str, Path], device: str, cores: int) -> st
     """Execute a run in this process; returns what went wrong."""
     torch.set_num_threads(max(1, cores // 2))
     try:
-        run.execute(backbone_weights(run.experiment.config.backbone, files), device, cores)
+        backbone = run.experiment.config.backbone
+        run.execute(weights_from(files.get(backbone), backbone), device, cores)
     except PadimError as error:
         return str(error)
     except Exception as error:  # whatever it is, the other runs go on

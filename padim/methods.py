@@ -38,11 +38,11 @@ def read_config(path: Path) -> BaseConfig:
     Raises:
         PadimError: the file can't be read, is not TOML, or a field is unknown or not valid.
     """
+    values = read_toml(path)
     try:
-        kind = configuration(read_toml(path))
+        return configuration(values).from_dict(values)
     except PadimError as error:
-        raise PadimError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
-    return kind.from_toml(path)
+        raise PadimError(f"{path}: {error}") from error
 
 
 def detector(method: str) -> type[Detector]:

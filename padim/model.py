@@ -14,21 +14,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from padim import distributed
+from padim.about import About
 from padim.backbones import Backbone, digest
 from padim.calibration import Tally
-from padim.config import FALSE_ALARM_RATE, Config
-from padim.detector import LIBRARIES, STORAGES, Detector, Estimate, Scores, TrainingOptions, Weights, take, weights_from
+from padim.config import Config
+from padim.detector import (
+    LIBRARIES,
+    STORAGES,
+    Batches,
+    Detector,
+    Estimate,
+    Scores,
+    TrainingOptions,
+    Weights,
+    images_of,
+    take,
+    weights_from,
+)
 from padim.device import full_float32
 from padim.embedding import Pyramid, draw_channels, split_by_level
 from padim.errors import PadimError
-from padim.gaussian import Blocks, Gaussian, Moments, gather
-from padim.modelfile import About
+from padim.gaussian import IMAGES_AN_UPDATE, Blocks, Gaussian, Moments, gather
 from padim.scoring import AnomalyMap, image_scores
 
 # The features of so many training images are kept for the calibration, if they take no more than so many bytes:
 # each has 0.3 MB for ResNet18 and 100 channels, 1.7 MB for WideResNet50-2 and 550. Every category of MVTec AD fits.
 KEPT_IMAGES, KEPT_BYTES = 400, 700_000_000
-
 
 # Bytes that the first layers take for a pixel of an image: some three maps of 64 channels at half its size.
 _ACTIVATIONS = 3.2 * 64
@@ -84,8 +95,8 @@ class Padim(Detector):
         height, width = config.image_size
         activations = int(_ACTIVATIONS * height * width * min(images, config.batch_size))
         kept = min(images * features, KEPT_IMAGES * features, KEPT_BYTES)
-        group = min(images, 32) * features
-        coming_in = group + activations + (factors + kept if images > 32 else 0)
+        group = min(images, IMAGES_AN_UPDATE) * features
+        coming_in = group + activations + (factors + kept if images > IMAGES_AN_UPDATE else 0)
         memory = LIBRARIES + 2 * weights + max(coming_in, factors + kept + 2 * group, 2 * factors)
         parts = {"moments": factors, "factors": factors, "features_of_an_image": features}
         return Estimate(memory, factors + features + weights, parts)
@@ -129,59 +140,26 @@ class Padim(Detector):
         return maps
 
     @torch.no_grad()
-    def fit(
-        self,
-        batches: Iterable[Tensor | Sequence[Tensor]],
-        category: str = "",
-        *,
-        calibrate: bool = True,
-        false_alarm_rate: float = FALSE_ALARM_RATE,
-        training: TrainingOptions | None = None,
-    ) -> Self:
-        """As `Detector.fit`, in memory that does not grow with the number of images.
+    def learn(self, batches: Batches, calibrate: bool, training: TrainingOptions, more: bool) -> int:
+        """As `Detector.learn`, in memory that does not grow with the number of images.
 
         One pass fits. The calibration scores the same images as if each had been left out: from their
         features if they are few enough to keep, else in a second pass. There is none for an iterator
         that can't be gone through twice, once its images are too many to keep, nor for two images.
+        The scores of more images join those of the earlier ones, which are gone.
         """
-        self.moments, self.calibration = None, None
-        return self._fit(batches, category, calibrate, false_alarm_rate, training or TrainingOptions())
-
-    @torch.no_grad()
-    def update(
-        self,
-        batches: Iterable[Tensor | Sequence[Tensor]],
-        category: str = "",
-        *,
-        calibrate: bool = True,
-        false_alarm_rate: float = FALSE_ALARM_RATE,
-        training: TrainingOptions | None = None,
-    ) -> Self:
-        """As `Detector.update`. The new calibration scores join the old ones, whose images are gone."""
-        if self.moments is None:
-            raise PadimError("the model can't take in more images: it was trained without --keep-moments")
-        training = dataclasses.replace(training or TrainingOptions(), keep_moments=True)
-        return self._fit(batches, category, calibrate, false_alarm_rate, training)
-
-    def _fit(
-        self,
-        batches: Iterable[Tensor | Sequence[Tensor]],
-        category: str,
-        calibrate: bool,
-        false_alarm_rate: float,
-        training: TrainingOptions,
-    ) -> Self:
-        """Fit to the images and to those that the model's moments are of, if it has any."""
         if training.resume:
             raise PadimError("padim fits in one pass: there is nothing to resume")
+        if more and self.moments is None:
+            raise PadimError("the model can't take in more images: it was trained without --keep-moments")
+        earlier, before = (self.moments, self.calibration) if more else (None, None)
         kept: list[list[Tensor]] = []
         groups = self._features_of(batches)
-        earlier, before = self.moments, self.calibration
         with full_float32(self.device):
             seen = _keeping(groups, kept) if calibrate else groups
             moments = distributed.moments(seen, self._sizes(), self.device, earlier)
             count = moments.count
-            self.moments = moments.copy() if training.keep_moments else None
+            self.moments = moments.copy() if training.keep_moments or more else None
             self.gaussian = distributed.fit(moments, self.config.epsilon)
             again: Iterable[Sequence[Tensor]] = kept
             if calibrate and not kept and not isinstance(batches, Iterator):
@@ -191,14 +169,13 @@ class Padim(Detector):
                 for maps in self._left_out_maps(again, count):
                     tally.add(maps)
             self.calibration = distributed.tally(tally).calibration()
-        if earlier is not None:
+        if more:
             self.calibration = before.joined(self.calibration) if before and self.calibration else None
-        self.about = dataclasses.replace(self.about, category=category, images=count, false_alarm_rate=false_alarm_rate)
-        return self
+        return count
 
-    def _features_of(self, batches: Iterable[Tensor | Sequence[Tensor]]) -> Iterator[list[Tensor]]:
+    def _features_of(self, batches: Batches) -> Iterator[list[Tensor]]:
         """Features of batches of images, joined until they are enough for an update of the moments."""
-        return gather(self.features(batch if isinstance(batch, Tensor) else batch[0]) for batch in batches)
+        return gather(self.features(images_of(batch)) for batch in batches)
 
     def _left_out_maps(self, groups: Iterable[Sequence[Tensor]], count: int) -> Iterator[NDArray[np.float32]]:
         """Anomaly maps `[n, h, w]` of groups of training images, had each image been left out of the fit."""

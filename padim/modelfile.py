@@ -38,48 +38,20 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from padim import tensorfile
+from padim.about import About
 from padim.config import BaseConfig
 from padim.errors import PadimError
-from padim.files import atomic_write
 
 VERSION = 2
 
 AnyConfig = TypeVar("AnyConfig", bound=BaseConfig)
-
-
-@dataclass(frozen=True)
-class About:
-    """Where a model comes from.
-
-    Attributes:
-        category: the category it was fitted to, or "".
-        images: how many images it was fitted to.
-        false_alarm_rate: the share of fresh normal images that its verdict may flag, in 0..1.
-        weights_sha256: digest of the backbone's weights, see `padim.backbones.digest`.
-        padim_version: the version of the package that wrote it.
-    """
-
-    category: str
-    images: int
-    false_alarm_rate: float
-    weights_sha256: str
-    padim_version: str
-
-    def __post_init__(self) -> None:
-        """Raises TypeError or ValueError for a value that is not valid, as a damaged file may have."""
-        for name, kind in get_type_hints(type(self)).items():
-            if type(getattr(self, name)) is not kind:
-                raise TypeError(f"{name}: {getattr(self, name)!r} is no {kind.__name__}")
-        if not 0 < self.false_alarm_rate < 1:
-            raise ValueError(f"false_alarm_rate: {self.false_alarm_rate} is not between 0 and 1")
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], config: BaseConfig, about: About) -> None:
@@ -89,12 +61,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], config: BaseConfig, about: 
         PadimError: it can't be written.
     """
     header = {"version": VERSION, "config": config.to_dict(), "about": dataclasses.asdict(about)}
-    metadata = {"padim": json.dumps(header)}
-    with atomic_write(path) as temporary:
-        try:
-            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, metadata)
-        except SafetensorError as error:  # how it reports a full disk
-            raise OSError(str(error)) from error
+    tensorfile.write(path, tensors, {"padim": json.dumps(header)})
 
 
 def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor], AnyConfig, About]:

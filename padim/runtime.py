@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from padim.about import About
 from padim.calibration import PIXEL_RATES, Calibration
 from padim.config import BaseConfig
 from padim.data.transform import Transform
@@ -34,16 +35,14 @@ class Runtime:
     Attributes:
         session: ONNX Runtime's.
         config: the protocol that it was fitted with.
-        category: what it was fitted to.
-        false_alarm_rate: the share of fresh normal images that its verdict may flag.
+        about: where it comes from.
         dimensions: of the space of the distances.
         calibration: what normal images score, where that is known.
     """
 
     session: Any
     config: BaseConfig
-    category: str
-    false_alarm_rate: float
+    about: About
     dimensions: int
     calibration: Calibration | None
 
@@ -80,6 +79,11 @@ class Runtime:
             return runtime
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError) as error:
             raise PadimError(f"{path} is a damaged model: its metadata can't be understood") from error
+
+    @property
+    def false_alarm_rate(self) -> float:
+        """The share of fresh normal images that the verdict may flag."""
+        return self.about.false_alarm_rate
 
     @property
     def has_maps(self) -> bool:
@@ -130,13 +134,9 @@ def _parsed(header: dict[str, Any]) -> dict[str, Any]:
         if pixels is not None and pixels.shape != PIXEL_RATES.shape:
             raise ValueError("pixels")
         calibration = Calibration(np.sort(scores), pixels)
-    rate = float(header["about"]["false_alarm_rate"])
-    if not 0 < rate < 1:
-        raise ValueError("false_alarm_rate")
     return {
         "config": configuration(header["config"]).from_dict(header["config"]),
-        "category": str(header["about"]["category"]),
-        "false_alarm_rate": rate,
+        "about": About(**header["about"]),
         "dimensions": int(header["dimensions"]),
         "calibration": calibration,
     }

@@ -21,6 +21,7 @@ from padim.data.loader import ImageLoader, batched, stack
 from padim.data.synth import SCENES, synthesize
 from padim.data.transform import Transform
 from padim.gaussian import Gaussian, Moments
+from padim.methods import read_config
 
 REFITTED = 12  # images that are left out in earnest
 
@@ -71,7 +72,7 @@ def gaussian(features: list[torch.Tensor]) -> Gaussian:
 
 def fresh_images(kind: str, train: int = 100, fresh: int = 300) -> list[tuple[float, float, float]]:
     """For several rates, the share of fresh normal images that is flagged, and with in-sample scores instead."""
-    config = dataclasses.replace(Config.from_toml(preset_path("demo")), resize=(224, 224), crop=())
+    config = dataclasses.replace(read_config(preset_path("demo")), resize=(224, 224), crop=())
     images = [
         torch.stack([torch.from_numpy(synthesize(kind, 224, 224, "good", (split, n))[0]) for n in range(count)])
         for split, count in enumerate((train, fresh))

@@ -32,6 +32,7 @@ from padim.data.transform import Transform
 from padim.embedding import Pyramid, draw_channels, embedding_concat, split_by_level
 from padim.export import export_onnx
 from padim.gaussian import Gaussian, Moments, gather
+from padim.methods import read_config
 from padim.metrics import evaluate
 from padim.runtime import Runtime
 
@@ -96,7 +97,7 @@ def gaussian(options: argparse.Namespace) -> dict[str, float]:
     """Seconds to fit and to score 8 images and one, and the peak of memory beyond the features."""
     torch.set_num_threads(2)
     preset, count = SIZES[options.size]
-    config = Config.from_toml(preset_path(preset))
+    config = read_config(preset_path(preset))
     shapes = Backbone(config.backbone, config.layers, config.image_size).shapes
     widths = [shape[0] for shape in shapes]
     drawn = map(len, split_by_level(draw_channels(sum(widths), config.channels, config.seed), widths))

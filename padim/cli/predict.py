@@ -7,9 +7,11 @@ import dataclasses
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,7 @@ from padim.cli.common import (
     progress,
     threshold_summary,
 )
-from padim.errors import PadimError
+from padim.errors import ImageError, PadimError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from padim.detector import Detector
     from padim.report.pictures import Pictures
     from padim.runtime import Runtime, Scores
-    from padim.watch import Stamp
+    from padim.watch import Record, Stamp, Watch
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +139,8 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    """Score what appears in a folder, a line each; lines are recorded once they are printed."""
-    from padim.data.items import Item
+    """Score what appears in a folder, a line each."""
+    from padim.data.loader import batched
     from padim.stopping import stop_requests
     from padim.watch import Record, Watch
 
@@ -146,66 +148,83 @@ def _watch(options: argparse.Namespace) -> int:
     watch = Watch(options.watch, settle, options.out)
     predictor = _predictor(options)
     path = options.record or (options.out or options.watch) / "watched.jsonl"
-    postponed: set[Path] = set()
     with Record(path) as record, stop_requests() as stop:
         if record:
             print(f"{len(record)} images are in {path} and not scored again", file=sys.stderr)
-
-        def say(line: dict[str, Any], stamp: Stamp) -> None:
-            line |= {"name": watch.name(Path(line["path"]))} | stamp._asdict()
-            print(json.dumps(line), flush=True)
-            record.add(line)
-
+        stream = _Stream(predictor, watch, record, stop)
         while not stop.is_set():
             start = time.monotonic()
             if not options.watch.is_dir():
                 log.warning("the folder %s is not there: waiting for it", options.watch)
                 while not options.watch.is_dir() and not stop.wait(settle + 0.05):
                     pass
-            waiting = list(watch.finished(record).items())
+            finished = watch.finished(record)
             # A folder of many files takes long to look through: not more than a tenth of the time.
             pause = max(settle / 2, 0.05, 9 * (time.monotonic() - start))
-            for first in range(0, len(waiting), _AT_ONCE):
-                stamps = dict(waiting[first : first + _AT_ONCE])
-                loader = predictor.loader([Item(path) for path in stamps])
-                lines = predictor.lines(loader, {path: Path(watch.name(path)) for path in stamps})
-                for line in lines:
-                    say(line, stamps[Path(line["path"])])
-                    if stop.is_set():
-                        break
-                lines.close()
-                for failed, error in loader.failures.items():
-                    if not error.may_pass:
-                        say({"path": str(failed), "verdict": None, "error": str(error)}, stamps[failed])
-                        continue
-                    watch.postpone(failed)
-                    if failed not in postponed:
-                        log.warning("will be tried again: %s", error)
-                        postponed.add(failed)
-                if stop.is_set():
-                    break
-            if not waiting:
+            for stamps in batched(finished.items(), _AT_ONCE):
+                stream.score(dict(stamps))
+            if not finished:
                 stop.wait(pause)
     return 0
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Images as they appear: each has a line, which is recorded once it is printed."""
+
+    predictor: _Predictor
+    watch: Watch
+    record: Record
+    stop: threading.Event
+    postponed: set[Path] = field(default_factory=set)
+
+    def score(self, stamps: Mapping[Path, Stamp]) -> None:
+        """Score finished images, or as many as there is time for before it is to stop."""
+        from padim.data.items import Item
+
+        if self.stop.is_set():
+            return
+        loader = self.predictor.loader([Item(path) for path in stamps])
+        with closing(self.predictor.lines(loader, {path: Path(self.watch.name(path)) for path in stamps})) as lines:
+            for line in lines:
+                self._say(line, stamps[Path(line["path"])])
+                if self.stop.is_set():
+                    break
+        for path, error in loader.failures.items():
+            if error.may_pass:
+                self._postpone(path, error)
+            else:
+                self._say({"path": str(path), "verdict": None, "error": str(error)}, stamps[path])
+
+    def _say(self, line: dict[str, Any], stamp: Stamp) -> None:
+        line |= {"name": self.watch.name(Path(line["path"]))} | stamp._asdict()
+        print(json.dumps(line), flush=True)
+        self.record.add(line)
+
+    def _postpone(self, path: Path, error: ImageError) -> None:
+        self.watch.postpone(path)
+        if path not in self.postponed:
+            log.warning("will be tried again: %s", error)
+            self.postponed.add(path)
 
 
 @dataclass(frozen=True)
 class _Predictor:
     """A model with all that its lines and pictures take."""
 
-    options: argparse.Namespace
     score: Callable[[NDArray[np.uint8]], Scores]
     transform: Transform
     verdict: Mapping[str, float | None]
     pictures: Pictures | None
     batch_size: int
+    workers: int
+    strict: bool
 
     def loader(self, items: Sequence[Item]) -> ImageLoader:
         """What reads the images."""
         from padim.data.loader import ImageLoader
 
-        options = self.options
-        return ImageLoader(items, self.transform, workers=options.workers, strict=options.strict, keep_originals=True)
+        return ImageLoader(items, self.transform, workers=self.workers, strict=self.strict, keep_originals=True)
 
     def lines(self, samples: Iterable[Sample], names: Mapping[Path, Path]) -> Generator[dict[str, Any]]:
         """What is said of each sample, once its pictures are written under its name."""
@@ -250,8 +269,8 @@ def _predictor(options: argparse.Namespace) -> _Predictor:
     from padim.data.transform import Transform
     from padim.files import check_writable
 
-    model, score, has_maps = _load(options)
-    if options.out and not has_maps:
+    model, score = _load(options)
+    if options.out and not model.has_maps:
         raise PadimError(f"{options.model} scores whole images and has no maps to draw: leave --out away")
     if options.out:
         check_writable(options.out)
@@ -265,18 +284,19 @@ def _predictor(options: argparse.Namespace) -> _Predictor:
         about = ColourScale.about(verdict["threshold"], model.dimensions)
         scale = ColourScale(*options.range) if options.range else about
         pictures = Pictures(options.out, scale, transform, verdict["pixel_threshold"], options.panel, options.raw)
-    return _Predictor(options, score, transform, verdict, pictures, options.batch_size or model.config.batch_size)
+    batch_size = options.batch_size or model.config.batch_size
+    return _Predictor(score, transform, verdict, pictures, batch_size, options.workers, options.strict)
 
 
-def _load(options: argparse.Namespace) -> tuple[Detector | Runtime, Callable[[NDArray[np.uint8]], Scores], bool]:
-    """The model, how it scores images `[n, h, w, 3]`, and whether it has maps. Exported models do without torch."""
+def _load(options: argparse.Namespace) -> tuple[Detector | Runtime, Callable[[NDArray[np.uint8]], Scores]]:
+    """The model, and how it scores images `[n, h, w, 3]`. Exported models do without torch."""
     from padim.runtime import Runtime, Scores
 
     if options.model.suffix.lower() == ".onnx":
         if options.weights or options.precision or options.device != "auto":
             raise PadimError("--weights, --precision and --device are for models of padim-train")
         runtime = Runtime.load(options.model)
-        return runtime, runtime.score, runtime.has_maps
+        return runtime, runtime.score
 
     import torch
 
@@ -290,7 +310,7 @@ def _load(options: argparse.Namespace) -> tuple[Detector | Runtime, Callable[[ND
         scores = model.score(torch.from_numpy(pixels).permute(0, 3, 1, 2))
         return Scores(scores.images.cpu().numpy(), None if scores.maps is None else scores.maps.cpu().numpy())
 
-    return model, score, model.has_maps
+    return model, score
 
 
 def _seconds(text: str) -> float:

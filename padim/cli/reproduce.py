@@ -70,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
 
     from padim.backbones import digest
+    from padim.detector import weights_from
     from padim.files import check_writable
-    from padim.jobs import backbone_weights
     from padim.reproduce import ablation, ablations, preset, table
 
     names = ablations() if "all" in options.ablation else options.ablation
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files = _weights_files(options.weights, backbones)
     found, missing = _categories(options)
     check_writable(options.output)
-    digests = {backbone: digest(backbone_weights(backbone, files)) for backbone in backbones}
+    digests = {backbone: digest(weights_from(files.get(backbone), backbone)) for backbone in backbones}
     runs = {experiment.name: _runs(experiment, found, digests, options) for experiment in experiments}
     failed = _execute([run for several in runs.values() for run in several], files, options)
 

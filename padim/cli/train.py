@@ -210,7 +210,6 @@ def _train(
     from padim.evaluate import evaluate_model
     from padim.files import check_writable, write_json
     from padim.methods import detector, load
-    from padim.report.figures import save_figure, training_figure
 
     items = category.train
     if not items:
@@ -225,17 +224,17 @@ def _train(
         model = load(options.update, weights=options.weights, device=device)
     else:
         model = detector(config.method)(config, weights=weights, device=device)
-    seen: list[Sample] = []
+    seen: list[Sample] = []  # the test images, read when they are first asked for
 
     def test() -> float:
-        seen.extend(tests or () if not seen else ())
+        if tests and not seen:
+            seen.extend(tests)
         auroc = evaluate_model(model, seen, config.batch_size)[0].image_auroc
         if auroc is None:
             raise PadimError("--select best-on-test needs normal and defective test images")
         return auroc
 
-    learn = model.update if options.update else model.fit
-    learn(
+    model.fit(
         Batches(loader, config.batch_size, category.name, quiet=rank() > 0),
         category.name,
         calibrate=not options.no_calibration,
@@ -248,11 +247,14 @@ def _train(
             options.keep_moments,
             test if tests else None,
         ),
+        more=options.update is not None,
     )
     skipped = total(loader.skipped)
     if rank() > 0:
         return model, {}
     if model.history:
+        from padim.report.figures import save_figure, training_figure
+
         save_figure(folder, "training", training_figure(model.history))
     path = folder / "model.safetensors"
     model.save(path, embed_backbone=not options.no_embed_backbone, storage=options.storage)

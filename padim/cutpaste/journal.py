@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from padim import tensorfile
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.training import Step
 from padim.errors import PadimError
-from padim.files import atomic_write, write_text
+from padim.files import write_text
 
 LOG, CHECKPOINT = "training.csv", "checkpoint.safetensors"
 
@@ -82,22 +82,17 @@ class Journal:
         self.write_log()
         rows = [(dataclasses.asdict(row.step), row.test_auroc) for row in self.rows]
         header = {"run": self.run, "values": dict(values), "rows": rows}
-        with atomic_write(self.folder / CHECKPOINT) as temporary:
-            try:
-                contiguous = {key: value.contiguous() for key, value in tensors.items()}
-                save_file(contiguous, temporary, {"padim-checkpoint": json.dumps(header)})
-            except SafetensorError as error:  # how it reports a full disk
-                raise OSError(str(error)) from error
+        tensorfile.write(self.folder / CHECKPOINT, tensors, {"padim-checkpoint": json.dumps(header)})
 
-    def read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Take the log of the checkpoint over; gives its tensors and values.
+    def read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Take the log of the checkpoint over; gives its tensors and values, or None where there is no checkpoint.
 
         Raises:
-            PadimError: there is none, it is damaged, or it is that of another training.
+            PadimError: it is damaged, or it is that of another training.
         """
         path = self.checkpoint
-        if path is None:
-            raise PadimError("there is no folder with a checkpoint to resume")
+        if path is None or not path.exists():
+            return None
         try:
             with safe_open(path, framework="pt") as file:
                 header = json.loads(file.metadata()["padim-checkpoint"])

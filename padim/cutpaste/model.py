@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -17,19 +17,29 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from padim import distributed
-from padim.backbones import DTYPES, StateDict, digest
+from padim.about import About
+from padim.backbones import StateDict, digest
 from padim.calibration import Calibration
-from padim.config import FALSE_ALARM_RATE
 from padim.cutpaste.augment import CLASSES, views
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.density import GaussianDensity, KernelDensity
 from padim.cutpaste.journal import Journal, Row
 from padim.cutpaste.network import EMBEDDING, CutPasteNetwork, is_folded, unfold
 from padim.cutpaste.training import Training, view_generator
-from padim.detector import LIBRARIES, Detector, Estimate, Scores, TrainingOptions, Weights, take, weights_from
-from padim.device import all_cores, full_float32
+from padim.detector import (
+    LIBRARIES,
+    Batches,
+    Detector,
+    Estimate,
+    Scores,
+    TrainingOptions,
+    Weights,
+    images_of,
+    take,
+    weights_from,
+)
+from padim.device import all_cores, arithmetic, full_float32
 from padim.errors import PadimError
-from padim.modelfile import About
 from padim.stopping import stop_requests
 
 log = logging.getLogger(__name__)
@@ -37,9 +47,10 @@ log = logging.getLogger(__name__)
 # Enough for the statistics of folded weights; see `padim.cutpaste.network.unfold`.
 _STATISTICS_IMAGES = 64
 
-
 # Bytes that a step keeps for a pixel of an image.
 _GRADIENTS = 900
+
+Density = GaussianDensity | KernelDensity
 
 
 class CutPaste(Detector):
@@ -67,64 +78,56 @@ class CutPaste(Detector):
             self.network.load_pretrained(weights_from(weights, self.config.backbone))
         self.network.to(memory_format=torch.channels_last)
         self.network.to(self.device).eval()
-        self.density: GaussianDensity | KernelDensity | None = None
-        self.about = dataclasses.replace(self.about, weights_sha256=digest(self.network.state_dict()))
+        self.density: Density | None = None
 
     @property
     def dimensions(self) -> int:
         """Of the embeddings."""
         return EMBEDDING
 
-    def fit(
-        self,
-        batches: Iterable[Tensor | Sequence[Tensor]],
-        category: str = "",
-        *,
-        calibrate: bool = True,
-        false_alarm_rate: float = FALSE_ALARM_RATE,
-        training: TrainingOptions | None = None,
-    ) -> Self:
-        """As `Detector.fit`; all images stay in memory, at a byte a channel of a pixel."""
-        training = training or TrainingOptions()
+    def learn(self, batches: Batches, calibrate: bool, training: TrainingOptions, more: bool) -> int:
+        """As `Detector.learn`; all images stay in memory, at a byte a channel of a pixel."""
+        if more:
+            raise PadimError("cutpaste can't take in more images: train it again with all of them")
         if distributed.processes() > 1:
             raise PadimError("cutpaste trains in one process: start it without torchrun")
         if self.config.select == "best-on-test" and training.test is None:
             raise PadimError("--select best-on-test needs test images: pass --eval")
         if training.keep_moments:
             raise PadimError("--keep-moments: cutpaste has none, train it again with all images")
-        images = _collected(self.on_device(batch if isinstance(batch, Tensor) else batch[0]) for batch in batches)
+        images = _collected(self.on_device(images_of(batch)) for batch in batches)
         if len(images) < 2:
             raise PadimError(f"a density needs at least two training images, there is {len(images) or 'none'}")
+        self.about = dataclasses.replace(self.about, weights_sha256=digest(self.network.state_dict()))
         with all_cores(self.device):
-            self._train(images, category, training)
+            self._train(images, training)
             scores = self._fit_density(images)
         if self.embeddings is not None and not bool((self.embeddings != self.embeddings[0]).any()):
             log.warning("all training images have the same embedding: the network has learned nothing")
         self.calibration = Calibration(np.sort(scores.cpu().numpy()), None) if calibrate and len(images) > 2 else None
-        self.about = dataclasses.replace(
-            self.about, category=category, images=len(images), false_alarm_rate=false_alarm_rate
-        )
-        return self
+        return len(images)
 
     def forward(self, images: Tensor) -> Scores:
         """As `Detector.forward`."""
-        if self.density is None:
-            raise PadimError("the model isn't fitted: call fit, or load one")
-        embeddings = self._embed(images)
-        return Scores(self.density(embeddings), None)
+        density = self._fitted()
+        return Scores(density(self._embed(images)), None)
 
     def tensors(self, embed_backbone: bool, dtype: torch.dtype) -> dict[str, Tensor]:
         """As `Detector.tensors`."""
-        if self.density is None:
-            raise PadimError("the model isn't fitted: call fit, or load one")
+        density = self._fitted()
         if not embed_backbone:
             raise PadimError("--no-embed-backbone: the network was trained, so its weights are nowhere else")
         assert self.embeddings is not None
         tensors = {
             f"network.{key}": value.to(_stored(value, dtype)) for key, value in self.network.state_dict().items()
         }
-        tensors |= {f"density.{key}": value for key, value in self.density.state_dict().items()}
+        tensors |= {f"density.{key}": value for key, value in density.state_dict().items()}
         return tensors | {"embeddings": self.embeddings}
+
+    def _fitted(self) -> Density:
+        if self.density is None:
+            raise PadimError("the model isn't fitted: call fit, or load one")
+        return self.density
 
     @classmethod
     def from_tensors(
@@ -146,9 +149,8 @@ class CutPaste(Detector):
         d, images = EMBEDDING, about.images
         detector.embeddings = take(tensors, "embeddings", images, d)
         if config.density == "gaussian":
-            density: GaussianDensity | KernelDensity = GaussianDensity(
-                take(tensors, "density.mean", d), take(tensors, "density.whitening", d, d)
-            )
+            mean, whitening = take(tensors, "density.mean", d), take(tensors, "density.whitening", d, d)
+            density: Density = GaussianDensity(mean, whitening)
         else:
             density = KernelDensity(take(tensors, "density.points", images, d), take(tensors, "density.bandwidth"))
         detector.density = density.to(detector.device)
@@ -174,8 +176,8 @@ class CutPaste(Detector):
     def estimate(cls, config: CutPasteConfig, images: int) -> Estimate:
         """As `Detector.estimate`: what a step keeps for its gradients."""
         height, width = config.image_size
-        views = config.training_batch * len(CLASSES[config.variant])
-        step = views * height * width * (_GRADIENTS if config.precision == "fp32" else _GRADIENTS // 2)
+        examples = config.training_batch * len(CLASSES[config.variant])
+        step = examples * height * width * (_GRADIENTS if config.precision == "fp32" else _GRADIENTS // 2)
         pixels = 3 * height * width * images
         weights = sum(4 * value.numel() for value in CutPasteNetwork(config).state_dict().values())
         parts = {"images": pixels, "step": step}
@@ -197,7 +199,7 @@ class CutPaste(Detector):
     @torch.no_grad()
     def _embed(self, images: Tensor) -> Tensor:
         """Embeddings `[n, 512]` of images on the device."""
-        with torch.autocast(self.device.type, DTYPES[self.config.precision], enabled=self.config.precision != "fp32"):
+        with arithmetic(self.device, self.config.precision):
             embeddings, _ = self.network.embed(images)
         return F.normalize(embeddings.float(), dim=1)
 
@@ -213,7 +215,7 @@ class CutPaste(Detector):
             self.embeddings = torch.cat([self._embed(batch) for batch in self._batches(images)]).cpu()
         if not bool(self.embeddings.isfinite().all()):
             raise PadimError("the embeddings are not finite: train with a smaller --learning-rate, or --precision fp32")
-        density: GaussianDensity | KernelDensity
+        density: Density
         if self.config.density == "gaussian":
             density, scores = GaussianDensity.fit(self.embeddings)
         else:
@@ -221,25 +223,24 @@ class CutPaste(Detector):
         self.density = density.to(self.device)
         return scores
 
-    def _train(self, images: NDArray[np.uint8], category: str, options: TrainingOptions) -> None:
+    def _train(self, images: NDArray[np.uint8], options: TrainingOptions) -> None:
         """Make all steps, and take the weights of the last or of the best one.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint.
         """
         journal = Journal.of(options.folder, self.config, images, self.about.weights_sha256)
-        resumed = options.resume and journal.checkpoint is not None and journal.checkpoint.exists()
-        if options.resume and not resumed:
+        found = journal.read_checkpoint() if options.resume else None
+        if options.resume and not found:
             log.warning("there is no %s to resume: starting with the first step", journal.checkpoint)
-        if is_folded(self.network) and not resumed:
+        if is_folded(self.network) and not found:
             unfold(self.network, self._batches(images[:_STATISTICS_IMAGES]))
         run = Training(self.network, self.config, images)
         best = _Best()
-        if resumed:
-            tensors, values = journal.read_checkpoint()
+        if found:
             try:
-                run.restore(tensors, values)
-                best = _Best.restored(tensors, values, self.network)
+                run.restore(*found)
+                best = _Best.restored(*found, self.network)
             except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
                 raise PadimError(f"{journal.checkpoint} is damaged: train without --resume") from error
 
@@ -249,7 +250,7 @@ class CutPaste(Detector):
 
         with (
             stop_requests() as stop,
-            tqdm(total=self.config.steps, initial=run.step, desc=category, unit="step", disable=None) as bar,
+            tqdm(total=self.config.steps, initial=run.step, desc=self.about.category, unit="step", disable=None) as bar,
         ):
             for step in run.steps(options.workers):
                 auroc = None

@@ -11,11 +11,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from padim.backbones import Normalisation, StateDict
+from padim.backbones import Normalisation, StateDict, is_counter, matching
 from padim.cutpaste.augment import CLASSES
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.sspcab import SSPCAB
-from padim.errors import PadimError
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,8 @@ class CutPasteNetwork(nn.Module):
 
     Attributes:
         resnet: the backbone.
-        sspcab: the block, or None; before layer4, or in the place of the first convolution of its last block.
+        sspcab: the predictive block, or None.
+        place: where it stands: `none`, `before-layer4`, or as the first convolution of its `last-block`.
         head: the projection, `head_layers` times 512 and then 128 wide, each with BatchNorm and ReLU.
         classes: the classifier.
         pretrained: names of the parameters that came with the weights.
@@ -51,9 +51,10 @@ class CutPasteNetwork(nn.Module):
             )
             self.classes = nn.Linear(_PROJECTION, len(CLASSES[config.variant]))
             self.sspcab: SSPCAB | None = None
-            if config.sspcab == "before-layer4":
+            self.place = config.sspcab
+            if self.place == "before-layer4":
                 self.sspcab = SSPCAB(256)
-            elif config.sspcab == "last-block":
+            elif self.place == "last-block":
                 self.sspcab = SSPCAB(EMBEDDING)
                 self.resnet.layer4[1].conv1 = nn.Identity()
         self.pretrained: frozenset[str] = frozenset()
@@ -63,20 +64,23 @@ class CutPasteNetwork(nn.Module):
         net = self.resnet
         maps = self.normalise(images).contiguous(memory_format=torch.channels_last)
         maps = net.layer3(net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(maps)))))))
-        if self.sspcab is None:
-            maps = net.layer4(maps)
-            error = maps.new_zeros(())
-        elif isinstance(net.layer4[1].conv1, nn.Identity):
-            maps = net.layer4[0](maps)
-            predicted = self.sspcab(maps)
-            error = F.mse_loss(predicted, maps)
-            block = net.layer4[1]
-            maps = F.relu(maps + block.bn2(block.conv2(F.relu(block.bn1(predicted)))))
+        error = maps.new_zeros(())
+        if self.place == "before-layer4":
+            maps, error = self._predicted(maps)
+        first, last = net.layer4
+        maps = first(maps)
+        if self.place == "last-block":
+            predicted, error = self._predicted(maps)
+            maps = F.relu(maps + last.bn2(last.conv2(F.relu(last.bn1(predicted)))))
         else:
-            predicted = self.sspcab(maps)
-            error = F.mse_loss(predicted, maps)
-            maps = net.layer4(predicted)
+            maps = last(maps)
         return maps.float().mean(dim=(2, 3)), error
+
+    def _predicted(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """What SSPCAB predicts of maps `[n, c, h, w]`, and its mean squared error, `[]`."""
+        assert self.sspcab is not None
+        predicted = self.sspcab(maps)
+        return predicted, F.mse_loss(predicted, maps)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `[n, classes]` of RGB images `[n, 3, h, w]`, and SSPCAB's error, `[]`."""
@@ -87,21 +91,15 @@ class CutPasteNetwork(nn.Module):
         """Take the backbone's weights; a layer4 that they lack stays random, which is said.
 
         Raises:
-            PadimError: another key is missing, or one has another shape.
+            PadimError: another key is missing, or one has another shape or values that are not finite.
         """
-        own = {key: value for key, value in self.resnet.state_dict().items() if not key.endswith("num_batches_tracked")}
-        missing = [key for key in own if key not in weights]
-        if any(not key.startswith("layer4.") for key in missing):
-            raise PadimError(f"the weights for resnet18 have no key {missing[0]!r}")
-        for key in own.keys() & weights.keys():
-            if weights[key].shape != own[key].shape:
-                shapes = f"{list(weights[key].shape)}, expected {list(own[key].shape)}"
-                raise PadimError(f"the weights for resnet18 have {key!r} of shape {shapes}")
-        if missing:
+        own = {key: value for key, value in self.resnet.state_dict().items() if not is_counter(key)}
+        wanted = {key: value for key, value in own.items() if key in weights or not key.startswith("layer4.")}
+        taken = matching(weights, wanted, "resnet18")
+        if len(taken) < len(own):
             log.warning("the weights have no layer4: it starts at random")
-        found = {key: weights[key].float() for key in own if key in weights}
-        self.resnet.load_state_dict(found, strict=False)
-        self.pretrained = frozenset(f"resnet.{key}" for key, _ in self.resnet.named_parameters() if key in found)
+        self.resnet.load_state_dict(taken, strict=False)
+        self.pretrained = frozenset(f"resnet.{key}" for key, _ in self.resnet.named_parameters() if key in taken)
 
 
 def is_folded(network: CutPasteNetwork) -> bool:

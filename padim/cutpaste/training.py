@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from padim.backbones import DTYPES
 from padim.cutpaste.augment import views
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.network import CutPasteNetwork
 from padim.data.loader import yield_to_the_model
+from padim.device import arithmetic
 from padim.errors import PadimError
 
 # Batches that are being made while one is learned from.
@@ -77,7 +77,6 @@ class Training:
         self._config = config
         self._images = images
         self._device = next(network.parameters()).device
-        self._dtype = DTYPES[config.precision]
         self._optimizer = torch.optim.SGD(
             network.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay
         )
@@ -162,7 +161,7 @@ class Training:
         self.network.train()
         images = torch.cat([same.to(self._device) for same in batch])
         labels = torch.arange(len(batch), device=self._device).repeat_interleave(len(batch[0]))
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+        with arithmetic(self._device, self._config.precision):
             logits, error = self.network(images)
         loss = F.cross_entropy(logits.float(), labels) + self._config.sspcab_weight * error
         self._optimizer.zero_grad()

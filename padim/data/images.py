@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from padim.errors import ImageError
+from padim.errors import ImageError, first_line
 
 # EPS, PDF and the like are left out: reading them starts other programs.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "TGA")
@@ -51,7 +51,7 @@ def read_mask(path: Path) -> Image.Image:
 
 
 def _open(path: Path) -> Image.Image:
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    if not path.is_file() and path.exists():  # a pipe would be waited for
         raise ImageError(f"{path} is not a regular file")
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -59,5 +59,4 @@ def _open(path: Path) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)
             return image
     except Exception as error:  # a damaged file can fail anywhere in Pillow's readers
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ImageError(f"can't read the image {path}: {reason}") from error
+        raise ImageError(f"can't read the image {path}: {first_line(error)}") from error

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # How many images each worker reads ahead of the one that is asked for; fewer where the originals are kept,
 # since a photo of 20 megapixels takes 60 MB.
@@ -174,9 +176,9 @@ def yield_to_the_model() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
-def batched(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    """Groups of `size` samples, the last one smaller."""
-    remaining = iter(samples)
+def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Groups of `size` values, the last one smaller."""
+    remaining = iter(values)
     while batch := list(islice(remaining, size)):
         yield batch
 

@@ -48,7 +48,7 @@ def test_maps_and_scores_are_torchs_for_any_batch(exported, count):
 
 def test_the_file_carries_what_a_verdict_needs(exported):
     model, runtime = Padim.load(exported / "model.safetensors"), Runtime.load(exported / "model.onnx")
-    assert (runtime.config, runtime.category, runtime.dimensions) == (SMALL, "texture", 20)
+    assert (runtime.config, runtime.about.category, runtime.dimensions) == (SMALL, "texture", 20)
     assert runtime.false_alarm_rate == model.false_alarm_rate
     assert runtime.calibration.threshold(0.2) == model.calibration.threshold(0.2)
     assert runtime.calibration.pixel_threshold(0.2) == model.calibration.pixel_threshold(0.2)

@@ -22,6 +22,7 @@ from padim.data.layouts import find_category
 from padim.data.loader import ImageLoader, batched, stack
 from padim.data.transform import Box, Transform
 from padim.errors import ImageError
+from padim.methods import read_config
 
 
 @pytest.fixture
@@ -173,7 +174,7 @@ def test_anything_above_zero_in_a_mask_is_defect(tmp_path, mode):
 @pytest.mark.parametrize("preset", ["pytorch-r18", "paddle-r18", "mindspore-wr50", "anomalib-r18", "paper-r18"])
 @pytest.mark.parametrize("size", [(300, 300), (301, 407), (533, 280), (100, 64), (224, 224)], ids=str)
 def test_transforms_are_torchvisions(preset, size):
-    config = Config.from_toml(preset_path(preset))
+    config = read_config(preset_path(preset))
     resize = list(config.resize) if len(config.resize) == 2 else config.resize[0]
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     mask = Image.fromarray(np.asarray(image)[..., 0] // 128 * 255)

@@ -293,7 +293,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(model, model_fi
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("padim.modelfile.save_file", fails)
+    monkeypatch.setattr("padim.tensorfile.save_file", fails)
     with pytest.raises(PadimError, match=r"can't write .*model\.safetensors: No space left"):
         model.save(model_file)
     assert model_file.read_bytes() == before
@@ -307,25 +307,25 @@ def test_an_updated_model_is_one_of_all_images(random_weights, tmp_path, parts):
     keep = TrainingOptions(keep_moments=True)
     first, second = images.split(parts)
     Padim(SMALL, weights=random_weights).fit(first.split(4), "parts", training=keep).save(tmp_path / "model")
-    model = Padim.load(tmp_path / "model").update(second.split(4))
+    model = Padim.load(tmp_path / "model").fit(second.split(4), "parts", more=True)
     torch.testing.assert_close(model.score(others).maps, whole.score(others).maps, rtol=1e-5, atol=0)
     model.save(tmp_path / "model")
     again = Padim.load(tmp_path / "model")
     assert again.about.images == 32
     assert torch.equal(again.score(others).maps, model.score(others).maps)
     assert (again.calibration is None) == (min(parts) == 2)  # two images have no scores to keep
-    again.update([others])
+    again.fit([others], more=True)
     assert again.about.images == 35
 
 
 def test_an_update_takes_moments(model, random_weights):
     with pytest.raises(PadimError, match="trained without --keep-moments"):
-        model.update([images_like(3, seed=5)])
+        model.fit([images_like(3, seed=5)], more=True)
     kept = Padim(SMALL, weights=random_weights).fit(
         [images_like(4, seed=1)], training=TrainingOptions(keep_moments=True)
     )
     with pytest.raises(PadimError, match="nothing to resume"):
-        kept.update([images_like(3, seed=5)], training=TrainingOptions(resume=True))
+        kept.fit([images_like(3, seed=5)], training=TrainingOptions(resume=True), more=True)
     kept.fit([images_like(4, seed=1)])
     assert kept.moments is None
 

@@ -1,0 +1,25 @@
+"""Tensors in one file, in the format of safetensors, which holds no code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from padim.files import atomic_write
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors by name, and text by name, whole or not at all.
+
+    Raises:
+        PadimError: the file can't be written.
+    """
+    with atomic_write(path) as temporary:
+        try:
+            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, dict(metadata))
+        except SafetensorError as error:  # how it reports a full disk
+            raise OSError(str(error)) from error

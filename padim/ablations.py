@@ -21,6 +21,7 @@ from padim.errors import PadimError
 from padim.gaussian import Gaussian, Moments, gather
 from padim.model import Padim
 from padim.scoring import AnomalyMap, image_scores
+from padim.tiles import Tiling
 
 
 class SumOfMaps:
@@ -32,7 +33,9 @@ class SumOfMaps:
         self.base = Padim(dataclasses.replace(config, channels=0), weights=weights, device=device)
         self.device = self.base.device
         self.anomaly_maps = [
-            AnomalyMap(grid, config.image_size, config.upsampling, config.sigma).to(self.device)
+            AnomalyMap(Tiling.of(config.image_size, config.image_size, grid), config.upsampling, config.sigma).to(
+                self.device
+            )
             for grid in self.base.pyramid.grids
         ]
         self.gaussians: list[Gaussian] = []

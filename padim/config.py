@@ -21,6 +21,7 @@ BACKBONES = ("resnet18", "wide_resnet50_2", "efficientnet_b5", "efficientnet_lit
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 UPSAMPLINGS = ("bilinear", "bicubic")
+TILE_MODELS = ("shared", "position")
 MAX_SIDE = 8192  # pixels
 FALSE_ALARM_RATE = 0.01  # what a verdict may flag of fresh normal images, unless another share is asked for
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -129,6 +130,9 @@ class Config(BaseConfig):
     backbone: str = option("resnet18", "network that gives the features", BACKBONES)
     layers: tuple[str, ...] = option(LAYERS[:3], "levels that are joined, finest first", LAYERS)
     channels: int = option(100, "channels drawn from the joined levels; 0 keeps all")
+    tile: tuple[int, ...] = option((), "cut images into tiles: a side, or height and width; nothing for none")
+    tile_overlap: int = option(64, "pixels that neighbouring tiles have in common, at least")
+    tile_model: str = option("shared", "one model of all tiles, or one for every position of a tile", TILE_MODELS)
     epsilon: float = option(0.01, "added to the diagonal of every covariance")
     upsampling: str = option("bilinear", "how maps grow to the image size", UPSAMPLINGS)
     sigma: float = option(4.0, "Gaussian smoothing of the maps, in pixels; 0 for none")
@@ -138,12 +142,23 @@ class Config(BaseConfig):
         return super()._ranges() | {
             "layers": bool(order) and order == sorted(set(order)),
             "channels": self.channels >= 0,
+            "tile": len(self.tile) in (0, 1, 2) and min(self.tile, default=1) > 0,
+            "tile_overlap": self.tile_overlap >= 0,
             "epsilon": self.epsilon >= 0,
             "sigma": self.sigma >= 0,
         }
 
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """Height and width of what the network sees at a time, in pixels."""
+        size = self.tile or self.image_size
+        return size[0], size[-1]
+
     def _check_sizes(self) -> None:
         super()._check_sizes()
+        if any(tile > side for tile, side in zip(self.tile_size, self.image_size, strict=True)):
+            height, width = self.image_size
+            raise PadimError(f"tile: {self.tile} is larger than the image of {height} x {width} pixels")
         if self.sigma > max(self.image_size):
             height, width = self.image_size
             raise PadimError(f"sigma: {self.sigma} pixels smooth a map of {height} x {width} to nothing: take less")

@@ -121,6 +121,8 @@ def export_onnx(model: Detector, path: Path, storage: str = "fp32") -> Exported:
 
 def _graph(model: Detector, images: Tensor) -> Any:
     """The detector as onnx_ir has it."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's remarks are for its authors
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
@@ -135,7 +137,8 @@ def _graph(model: Detector, images: Tensor) -> Any:
             verbose=False,
         )
     assert program is not None
-    return program.model
+    # The exporter notes the lines of code behind every node, with the paths they have on this machine.
+    return ClearMetadataAndDocStringPass()(program.model).model
 
 
 def _halve(model: Any) -> None:

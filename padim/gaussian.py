@@ -206,7 +206,8 @@ class Gaussian:
         never stand in memory together.
 
         Raises:
-            PadimError: fewer than two images, or a covariance that is not positive definite.
+            PadimError: fewer than two images, a covariance that is not positive definite, or an `epsilon`
+                that is lost beside the variances where they alone would leave the covariance singular.
         """
         n = moments.count
         if n < 2:
@@ -218,6 +219,7 @@ class Gaussian:
             for block in row:
                 block /= n - 1
             row[-1].diagonal(dim1=1, dim2=2).add_(epsilon)
+        _check_variances(second, n, epsilon)
         _factorise(second)
         return cls([shift + d for shift, d in zip(moments.shift, drift, strict=True)], second)
 
@@ -278,6 +280,27 @@ def _squared(whitened: Sequence[Tensor]) -> Tensor:
         inside = len(level) // len(squared)  # cells of this level in one of the level above
         squared = squared.repeat_interleave(inside, dim=0) + level.square().sum(dim=2)
     return squared
+
+
+def _check_variances(covariance: Blocks, n: int, epsilon: float) -> None:
+    """Refuse large variances of so many channels that n images leave them to an epsilon which roundings drown.
+
+    `docs/numerics.md` has the measurements.
+
+    Raises:
+        PadimError: that is so, or a variance is not finite.
+    """
+    variances = [row[-1].diagonal(dim1=1, dim2=2) for row in covariance if row[-1].numel()]
+    if not all(bool(level.isfinite().all()) for level in variances):
+        raise PadimError("the variances of the features are too large for float32: check the weights")
+    roundings = 100 * torch.finfo(torch.float32).eps / 2
+    large = sum(int((roundings * level > epsilon).sum(dim=1).max()) for level in variances)
+    if n <= large:
+        least = roundings * max(float(level.max()) for level in variances)
+        raise PadimError(
+            f"epsilon {epsilon:g} is lost in the roundings of large variances: take more than {large} images,"
+            f" or an epsilon above {least:.1g}"
+        )
 
 
 def _factorise(blocks: Blocks) -> None:

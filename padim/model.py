@@ -36,6 +36,7 @@ from padim.embedding import Pyramid, draw_channels, split_by_level
 from padim.errors import PadimError
 from padim.gaussian import IMAGES_AN_UPDATE, Blocks, Gaussian, Moments, gather
 from padim.scoring import AnomalyMap, image_scores
+from padim.tiles import Tiling
 
 # The features of so many training images are kept for the calibration, if they take no more than so many bytes:
 # each has 0.3 MB for ResNet18 and 100 channels, 1.7 MB for WideResNet50-2 and 550. Every category of MVTec AD fits.
@@ -55,12 +56,13 @@ class Padim(Detector):
     def __init__(self, config: Config | None = None, *, weights: Weights | None = None, device: str = "cpu") -> None:
         """As `Detector`; the image size has to suit the layers, too."""
         super().__init__(config, device=device)
-        size = self.config.image_size
-        self.backbone = Backbone(self.config.backbone, self.config.layers, size, self.config.precision)
+        tile = self.config.tile_size
+        self.backbone = Backbone(self.config.backbone, self.config.layers, tile, self.config.precision)
         grids = [shape[1:] for shape in self.backbone.shapes]
-        _check_nesting(size, grids)
+        _check_nesting(tile, grids)
         self.pyramid = Pyramid(tuple(reversed(grids)))
-        self.anomaly_map = AnomalyMap(grids[0], size, self.config.upsampling, self.config.sigma).to(self.device)
+        self.tiling, self._tile_models, self._examples = _tiling(self.config, grids[0])
+        self.anomaly_map = AnomalyMap(self.tiling, self.config.upsampling, self.config.sigma).to(self.device)
         self._draw(draw_channels(sum(self._widths()), self.config.channels, self.config.seed))
         self.gaussian: Gaussian | None = None
         self.moments: Moments | None = None
@@ -82,28 +84,32 @@ class Padim(Detector):
     @classmethod
     def estimate(cls, config: Config, images: int) -> Estimate:
         """As `Detector.estimate`: while features come in, while they are summed up, and while the file is written."""
-        backbone = Backbone(config.backbone, config.layers, config.image_size)
+        backbone = Backbone(config.backbone, config.layers, config.tile_size)
         widths = [channels for channels, _, _ in backbone.shapes]
         chosen = draw_channels(sum(widths), config.channels, config.seed)
         drawn = [len(level) for level in split_by_level(chosen, widths)]
+        _, tile_models, tiles = _tiling(config, backbone.shapes[0][1:])
         factors, features, coarser = 0, 0, 0
         for count, (_, height, width) in reversed([*zip(drawn, backbone.shapes, strict=True)]):
             coarser += count
-            factors += 4 * height * width * count * coarser
-            features += 4 * height * width * count
+            factors += 4 * tile_models * height * width * count * coarser
+            features += 4 * tile_models * height * width * count
         weights = sum(4 * value.numel() for value in backbone.network.state_dict().values())
-        height, width = config.image_size
-        activations = int(_ACTIVATIONS * height * width * min(images, config.batch_size))
-        kept = min(images * features, KEPT_IMAGES * features, KEPT_BYTES)
-        group = min(images, IMAGES_AN_UPDATE) * features
-        coming_in = group + activations + (factors + kept if images > IMAGES_AN_UPDATE else 0)
+        height, width = config.tile_size
+        batch = min(images, config.batch_size)
+        activations = int(_ACTIVATIONS * height * width * batch)
+        examples = images * tiles
+        kept = min(examples * features, KEPT_IMAGES * features, KEPT_BYTES)
+        together = min(examples, max(IMAGES_AN_UPDATE, batch * tiles))
+        group = together * features
+        coming_in = group + activations + (factors + kept if examples > together else 0)
         memory = LIBRARIES + 2 * weights + max(coming_in, factors + kept + 2 * group, 2 * factors)
-        parts = {"moments": factors, "factors": factors, "features_of_an_image": features}
+        parts = {"moments": factors, "factors": factors, "features_of_an_image": tiles * features}
         return Estimate(memory, factors + features + weights, parts)
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Cells and drawn channels of every level, coarse to fine."""
-        cells = [height * width for height, width in self.pyramid.grids]
+        cells = [self._tile_models * height * width for height, width in self.pyramid.grids]
         return [*zip(cells, map(len, reversed(self._level_channels)), strict=True)]
 
     def _widths(self) -> list[int]:
@@ -122,21 +128,32 @@ class Padim(Detector):
     def features(self, images: Tensor) -> list[Tensor]:
         """The selected channels of every level, coarse to fine: `[cells_l, d_l, n]`, float32.
 
+        Of images in tiles, the tiles that share a model are further images, those that don't are further cells.
+
         Raises:
             PadimError: the images have another size, or are floats outside 0..1.
         """
         with full_float32(self.device):
-            return self.select(self.backbone(self.on_device(images)))
+            return self._features(self.on_device(images))
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """As `features`, of images on the device."""
+        tiles = [self.select(self.backbone(tile)) for tile in self.tiling.cut(images)]
+        if len(tiles) == 1:
+            return tiles[0]
+        if self._tile_models > 1:
+            return [torch.cat(level) for level in zip(*tiles, strict=True)]
+        return [torch.stack(level, dim=3).flatten(2) for level in zip(*tiles, strict=True)]
 
     def select(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """The drawn channels of the backbone's maps `[n, c_l, h_l, w_l]`, finest first, as `features` gives them."""
+        """The drawn channels of the backbone's maps `[n, c_l, h_l, w_l]`, finest first: `[cells_l, d_l, n]`."""
         selected = [level.index_select(1, drawn) for level, drawn in zip(levels, self._level_channels, strict=True)]
         return [self.pyramid.to_cells(depth, level) for depth, level in enumerate(reversed(selected))]
 
-    def maps(self, features: Sequence[Tensor]) -> Tensor:
-        """Anomaly maps `[n, h, w]` of features as `features` gives them."""
-        squared = self._fitted().squared_distances(features)
-        maps: Tensor = self.anomaly_map(self.pyramid.to_map(squared.sqrt()))
+    def _maps(self, squared: Tensor) -> Tensor:
+        """Anomaly maps `[n, h, w]` of squared distances `[cells, n]`, whose tiles are arranged as in `features`."""
+        tiles = squared.sqrt().unflatten(0, (self._tile_models, -1)).permute(1, 2, 0).flatten(1)
+        maps: Tensor = self.anomaly_map(self.tiling.side_by_side(self.pyramid.to_map(tiles)))
         return maps
 
     @torch.no_grad()
@@ -158,7 +175,7 @@ class Padim(Detector):
         with full_float32(self.device):
             seen = _keeping(groups, kept) if calibrate else groups
             moments = distributed.moments(seen, self._sizes(), self.device, earlier)
-            count = moments.count
+            count = moments.count // self._examples
             self.moments = moments.copy() if training.keep_moments or more else None
             self.gaussian = distributed.fit(moments, self.config.epsilon)
             again: Iterable[Sequence[Tensor]] = kept
@@ -166,7 +183,7 @@ class Padim(Detector):
                 again = self._features_of(batches)
             tally = Tally()
             if count > 2:
-                for maps in self._left_out_maps(again, count):
+                for maps in self._left_out_maps(again, moments.count):
                     tally.add(maps)
             self.calibration = distributed.tally(tally).calibration()
         if more:
@@ -178,16 +195,18 @@ class Padim(Detector):
         return gather(self.features(images_of(batch)) for batch in batches)
 
     def _left_out_maps(self, groups: Iterable[Sequence[Tensor]], count: int) -> Iterator[NDArray[np.float32]]:
-        """Anomaly maps `[n, h, w]` of groups of training images, had each image been left out of the fit."""
-        gaussian = self._fitted()
+        """Anomaly maps `[n, h, w]` of groups of training images, had each been left out of the fit to `count`.
+
+        Of tiles that share a model, only the one that is scored is left out, not the others of its image.
+        """
+        gaussian, size = self._fitted(), max(1, self.config.batch_size // self._examples) * self._examples
         for features in groups:
-            for part in zip(*(level.split(self.config.batch_size, dim=2) for level in features), strict=True):
-                squared = gaussian.left_out_distances(part, count, self.config.epsilon)
-                yield self.anomaly_map(self.pyramid.to_map(squared.sqrt())).cpu().numpy()
+            for part in zip(*(level.split(size, dim=2) for level in features), strict=True):
+                yield self._maps(gaussian.left_out_distances(part, count, self.config.epsilon)).cpu().numpy()
 
     def forward(self, images: Tensor) -> Scores:
         """As `Detector.forward`."""
-        maps = self.maps(self.select(self.backbone(images)))
+        maps = self._maps(self._fitted().squared_distances(self._features(images)))
         return Scores(image_scores(maps), maps)
 
     def tensors(self, embed_backbone: bool, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -242,7 +261,7 @@ class Padim(Detector):
         self.gaussian = Gaussian(columns("mean"), blocks("factor", STORAGES.values()))
         if "moments.shift.0" in tensors:
             sums = columns("moments.shift"), columns("moments.total"), blocks("moments.second", (torch.float32,))
-            self.moments = Moments(images, *sums)
+            self.moments = Moments(images * self._examples, *sums)
 
     def _fitted(self) -> Gaussian:
         if self.gaussian is None:
@@ -261,6 +280,12 @@ def _keeping(groups: Iterable[list[Tensor]], kept: list[list[Tensor]]) -> Iterat
         else:
             kept.clear()
         yield features
+
+
+def _tiling(config: Config, grid: tuple[int, int]) -> tuple[Tiling, int, int]:
+    """The tiles of an image, which have such a grid of patches; how many have Gaussians of their own, and share one."""
+    tiling = Tiling.of(config.image_size, config.tile_size, grid, config.tile_overlap)
+    return (tiling, len(tiling), 1) if config.tile_model == "position" else (tiling, 1, len(tiling))
 
 
 def _check_nesting(size: tuple[int, int], grids: list[tuple[int, int]]) -> None:

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from padim.tiles import Tiling
+
 
 class AnomalyMap(nn.Module):
-    """Upsampling and Gaussian smoothing of distance maps.
+    """Joining of tiles, upsampling and Gaussian smoothing of distance maps.
 
-    Both are linear and act on rows and columns apart, so together they are one small matrix a side:
+    All are linear and act on rows and columns apart, so together they are one small matrix a side:
     `rows @ distances @ columns^T`. The matrices hold exactly what `interpolate` (align_corners False)
     and `scipy.ndimage.gaussian_filter` (truncate 4, symmetric border) do.
     """
@@ -20,15 +22,16 @@ class AnomalyMap(nn.Module):
     rows: Tensor
     columns: Tensor
 
-    def __init__(self, grid: tuple[int, int], size: tuple[int, int], upsampling: str, sigma: float) -> None:
-        """Maps from a grid (height, width) to a size in pixels; `sigma` in pixels, 0 for no smoothing."""
+    def __init__(self, tiling: Tiling, upsampling: str, sigma: float) -> None:
+        """Maps of the images that a tiling covers; `sigma` in pixels, 0 for no smoothing."""
         super().__init__()
-        for name, cells, pixels in zip(("rows", "columns"), grid, size, strict=True):
-            matrix = _smoothing(pixels, sigma) @ _upsampling(cells, pixels, upsampling)
+        for name, side in (("rows", tiling.rows), ("columns", tiling.columns)):
+            joining = side.joining()
+            matrix = _smoothing(side.pixels, sigma) @ _upsampling(len(joining), side.pixels, upsampling) @ joining
             self.register_buffer(name, torch.from_numpy(matrix).float(), persistent=False)
 
     def forward(self, distances: Tensor) -> Tensor:
-        """Distances `[n, h_grid, w_grid]` -> anomaly maps `[n, h, w]`."""
+        """Distances `[n, h, w]` of the patches of tiles side by side -> anomaly maps `[n, h, w]` of images."""
         return self.rows @ distances @ self.columns.T
 
 

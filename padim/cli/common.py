@@ -205,6 +205,13 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--config", type=Path, metavar="FILE", help="configuration, a TOML file")
     source.add_argument("--preset", metavar="NAME", help="a configuration that comes along (default: pytorch-r18)")
+    parser.add_argument(
+        "--size",
+        type=positive,
+        nargs="+",
+        metavar="N",
+        help="side, or height and width: --resize to it, without --crop",
+    )
     known: set[str] = set()
     groups = {"of all methods": BaseConfig} | {f"of {method}": kind for method, kind in CONFIGURATIONS.items()}
     for title, kind in groups.items():
@@ -237,9 +244,18 @@ def _add_field(group: argparse._ActionsContainer, field: dataclasses.Field[Any],
 
 
 def given_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of any configuration that the options have values for."""
+    """The fields of any configuration that the options have values for.
+
+    Raises:
+        PadimError: two options set the same field.
+    """
     fields = {field.name for kind in CONFIGURATIONS.values() for field in dataclasses.fields(kind)}
-    return {name: getattr(options, name) for name in sorted(fields) if getattr(options, name) is not None}
+    given = {name: getattr(options, name) for name in sorted(fields) if getattr(options, name) is not None}
+    if not options.size:
+        return given
+    if len(options.size) > 2 or "resize" in given or "crop" in given:
+        raise PadimError("--size: give a side, or height and width, and neither --resize nor --crop")
+    return given | {"resize": (options.size[0], options.size[-1]), "crop": ()}
 
 
 def config_from(options: argparse.Namespace) -> BaseConfig:

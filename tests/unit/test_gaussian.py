@@ -214,6 +214,24 @@ def test_constant_features_need_the_regulariser():
                 Gaussian.fit(moments, epsilon)
 
 
+def test_an_epsilon_lost_in_roundings_is_refused_where_it_is_needed():
+    for n, refused in ((60, True), (200, False)):
+        cells = [100 * torch.randn(2, 100, n, generator=torch.Generator().manual_seed(0))]
+        moments = Moments.of([cells])
+        if refused:
+            with pytest.raises(PadimError, match=r"epsilon 0.01 is lost .* more than 100 images"):
+                Gaussian.fit(moments, EPSILON)
+        else:
+            Gaussian.fit(moments, EPSILON)
+
+
+@pytest.mark.parametrize("widths", [(1, 1, 1), (3, 2, 1)])
+def test_variances_beyond_float32_are_refused(widths):
+    levels = [1e19 * torch.randn(4**i, d, 20) for i, d in enumerate(widths)]
+    with pytest.raises(PadimError, match="too large for float32"):
+        Gaussian.fit(Moments.of([levels]), EPSILON)
+
+
 def test_no_tensor_grows_with_the_number_of_images_or_is_dense():
     grids, channels = CASES["three levels"]
     pyramid = Pyramid(tuple(grids))

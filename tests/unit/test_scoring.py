@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from padim.scoring import AnomalyMap, image_scores
+from padim.tiles import Tiling
 
 
 @pytest.mark.parametrize("upsampling", ["bilinear", "bicubic"])
@@ -21,7 +22,7 @@ def test_maps_are_those_of_interpolate_and_gaussian_filter(grid, size, sigma, up
     expected = np.stack(
         [scipy.ndimage.gaussian_filter(image, sigma) if sigma else image for image in upsampled.numpy()]
     )
-    found = AnomalyMap(grid, size, upsampling, sigma)(distances)
+    found = AnomalyMap(Tiling.of(size, size, grid), upsampling, sigma)(distances)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 

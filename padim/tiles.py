@@ -1,0 +1,109 @@
+"""Images cut into overlapping tiles, and the maps of tiles joined into one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from padim.errors import PadimError
+
+
+@dataclass(frozen=True)
+class Side:
+    """Tiles along one side of an image, spread evenly.
+
+    Attributes:
+        pixels: of the image.
+        tile: pixels of a tile.
+        cells: patches of a tile.
+        overlap: pixels that neighbours have in common, at least.
+    """
+
+    pixels: int
+    tile: int
+    cells: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        """Raises PadimError where tiles don't cover the image patch by patch, or overlap altogether."""
+        if self.pixels == self.tile:
+            return
+        if self.tile % self.cells or (self.pixels - self.tile) % self.patch:
+            raise PadimError(
+                f"tile: {self.pixels} pixels don't divide into the patches of tiles of {self.tile}:"
+                " take multiples of 32 for both"
+            )
+        if self.tile - self.overlap < self.patch:
+            most = self.tile - self.patch
+            raise PadimError(f"tile_overlap: {self.overlap} of {self.tile} pixels is too much, take at most {most}")
+
+    @property
+    def patch(self) -> int:
+        """Pixels of a patch."""
+        return self.tile // self.cells
+
+    @property
+    def starts(self) -> list[int]:
+        """Where the tiles begin, in patches, so that those of neighbours coincide."""
+        if self.pixels == self.tile:
+            return [0]
+        rest = (self.pixels - self.tile) // self.patch
+        steps = math.ceil(rest / ((self.tile - self.overlap) // self.patch))
+        return [number * rest // steps for number in range(steps + 1)]
+
+    def joining(self) -> NDArray[np.float64]:
+        """What makes the patches of all tiles those of the image, as a matrix `[cells of the image, tiles * cells]`.
+
+        Where tiles overlap it is a mean whose weights fall off towards a tile's edges: they know least.
+        """
+        starts, cells = self.starts, self.cells
+        weights = np.minimum(np.arange(1, cells + 1), np.arange(cells, 0, -1))
+        matrix = np.zeros((starts[-1] + cells, len(starts) * cells))
+        for number, start in enumerate(starts):
+            np.fill_diagonal(matrix[start : start + cells, number * cells :], weights)
+        joined: NDArray[np.float64] = matrix / matrix.sum(axis=1, keepdims=True)
+        return joined
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles that cover an image, numbered row by row; there may be a single one."""
+
+    rows: Side
+    columns: Side
+
+    @classmethod
+    def of(cls, size: tuple[int, int], tile: tuple[int, int], grid: tuple[int, int], overlap: int = 0) -> Tiling:
+        """Tiles of an image, from height and width of the image, a tile, and a tile's grid of patches.
+
+        Raises:
+            PadimError: they don't cover the image patch by patch, or overlap altogether.
+        """
+        rows, columns = (Side(*side, overlap) for side in zip(size, tile, grid, strict=True))
+        return cls(rows, columns)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image, in pixels."""
+        return self.rows.pixels, self.columns.pixels
+
+    def __len__(self) -> int:
+        return len(self.rows.starts) * len(self.columns.starts)
+
+    def cut(self, images: Tensor) -> Iterator[Tensor]:
+        """The tiles `[n, c, h_tile, w_tile]` of images `[n, c, h, w]`."""
+        for row in self.rows.starts:
+            for column in self.columns.starts:
+                top, left = row * self.rows.patch, column * self.columns.patch
+                yield images[:, :, top : top + self.rows.tile, left : left + self.columns.tile]
+
+    def side_by_side(self, maps: Tensor) -> Tensor:
+        """Maps `[n * tiles, h, w]`, all of an image in a run -> one an image, `[n, rows * h, columns * w]`."""
+        rows, columns, (height, width) = len(self.rows.starts), len(self.columns.starts), maps.shape[1:]
+        grid = maps.view(-1, rows, columns, height, width).transpose(2, 3)
+        return grid.reshape(-1, rows * height, columns * width)

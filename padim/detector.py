@@ -208,6 +208,14 @@ class Detector(ABC):
     def estimate(cls, config: Any, images: int) -> Estimate:
         """What a fit of so many images will take on the CPU, from formulas that `docs/scaling.md` measures."""
 
+    @classmethod
+    @abstractmethod
+    def seconds(cls, config: Any, images: Tensor, count: int, device: str) -> float:
+        """What a fit to `count` images will take on this machine, from short ones to a few `[n, 3, h, w]`.
+
+        Reading images is not in it. The weights are no real ones.
+        """
+
     @property
     def remark(self) -> str | None:
         """What has to be said beside the detector's figures."""

@@ -13,11 +13,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-import psutil
 import torch
 
 from padim.detector import weights_from
 from padim.errors import PadimError
+from padim.machine import available_memory_bytes
 from padim.reproduce import Run
 
 _DIED = "its process died twice, of too little memory perhaps: run again with fewer --jobs"
@@ -28,7 +28,7 @@ def most_jobs(runs: Sequence[Run], device: str, cores: int) -> int:
     if device != "cpu":
         return len(_devices(device))
     largest = max((run.experiment.memory_bytes() for run in runs), default=1)
-    return max(1, min(cores // 2, int(psutil.virtual_memory().available) // largest))
+    return max(1, min(cores // 2, available_memory_bytes() // largest))
 
 
 def execute(

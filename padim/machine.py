@@ -11,6 +11,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def available_memory_bytes() -> int:
+    """How much memory is free for this process, by what the system says."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 def peak_memory_bytes() -> int:
     """The most memory that this process has had so far."""
     try:

@@ -31,7 +31,7 @@ from padim.detector import (
     take,
     weights_from,
 )
-from padim.device import full_float32
+from padim.device import full_float32, seconds_of
 from padim.embedding import Pyramid, draw_channels, split_by_level
 from padim.errors import PadimError
 from padim.gaussian import IMAGES_AN_UPDATE, Blocks, Gaussian, Moments, gather
@@ -106,6 +106,22 @@ class Padim(Detector):
         memory = LIBRARIES + 2 * weights + max(coming_in, factors + kept + 2 * group, 2 * factors)
         parts = {"moments": factors, "factors": factors, "features_of_an_image": tiles * features}
         return Estimate(memory, factors + features + weights, parts)
+
+    @classmethod
+    def seconds(cls, config: Config, images: Tensor, count: int, device: str) -> float:
+        """As `Detector.seconds`: so much once, so much an image, and the network again where features aren't kept."""
+        wanted = Backbone(config.backbone, config.layers, config.tile_size).network.state_dict()
+        model = cls(config, weights={key: torch.zeros(value.shape) for key, value in wanted.items()}, device=device)
+
+        def fit(batches: int) -> float:
+            return seconds_of(lambda: model.fit([images] * batches))
+
+        network = min(seconds_of(lambda: model.features(images)) for _ in range(2))
+        once = fit(1)
+        more = (fit(5) - once) / 4  # with an update of the moments in four
+        batches = count / len(images)
+        kept = count * model._examples <= KEPT_IMAGES
+        return once + (batches - 1) * more + (0 if kept else batches * network)
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Cells and drawn channels of every level, coarse to fine."""

@@ -12,10 +12,11 @@ version=$("$python" --version) || {
     echo "padim needs Python 3.11 or newer; $python is $version. Set PYTHON to another one." >&2
     exit 2
 }
-wanted="$version $(cat pyproject.toml scripts/constraints.txt | cksum)"
+wanted="$version $(cat pyproject.toml scripts/requirements.txt | cksum)"
 if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
     [ "$(.venv/bin/python --version 2>/dev/null)" = "$version" ] || "$python" -m venv --clear .venv
-    .venv/bin/python -m pip install --quiet --constraint scripts/constraints.txt --editable '.[dev]'
+    .venv/bin/python -m pip install --quiet --require-hashes --requirement scripts/requirements.txt
+    .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
     echo "$wanted" >.venv/installed
 fi
 export PATH="$PWD/.venv/bin:$PATH"

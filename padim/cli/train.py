@@ -34,6 +34,7 @@ from padim.cli.common import (
 from padim.cli.eval import evaluate_category, read_test_images, table
 from padim.config import FALSE_ALARM_RATE, BaseConfig
 from padim.errors import PadimError
+from padim.machine import available_memory_bytes
 
 if TYPE_CHECKING:
     import argparse
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from padim.detector import Detector
 
 log = logging.getLogger(__name__)
+
+# Training images that a dry run reads.
+_REHEARSED = 32
 
 
 def parser() -> Parser:
@@ -87,7 +91,7 @@ def parser() -> Parser:
     result.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the memory to expect on the CPU and the model's size, and stop",
+        help="print the memory to expect on the CPU, the model's size and about how long it will take, and stop",
     )
     steps = result.add_argument_group("training of many steps")
     steps.add_argument(
@@ -116,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if options.dry_run:
         for name in names:
-            print(_estimated(category_from(options, name), config, options))
+            print(_estimated(category_from(options, name), config, options), flush=True)
         return 0
     if options.show_augmentations:
         for name in names:
@@ -281,12 +285,32 @@ def _estimated(category: Category, config: BaseConfig, options: argparse.Namespa
     from padim.methods import detector
 
     estimate = detector(config.method).estimate(config, len(category.train))
+    seconds = _rehearsed(category, config, options) if estimate.memory < available_memory_bytes() else None
     images = {"category": category.name, "images": len(category.train)}
     sizes = {"memory": estimate.memory, "model": estimate.model} | estimate.parts
     if options.json:
-        return json.dumps(images | {f"{name}_bytes": size for name, size in sizes.items()})
+        return json.dumps(images | {f"{name}_bytes": size for name, size in sizes.items()} | {"seconds": seconds})
     megabytes = ", ".join(f"{name.replace('_', ' ')} {size / 1e6:.0f} MB" for name, size in sizes.items())
-    return f"{category.name}: {len(category.train)} images, {megabytes}"
+    time_taken = "more memory than is free" if seconds is None else f"about {seconds:.0f} s"
+    return f"{category.name}: {len(category.train)} images, {megabytes}, {time_taken}"
+
+
+def _rehearsed(category: Category, config: BaseConfig, options: argparse.Namespace) -> float:
+    """About how many seconds training will take here: computing, or reading where that is slower."""
+    from padim.data.loader import ImageLoader, stack
+    from padim.data.transform import Transform
+    from padim.device import seconds_of
+    from padim.methods import detector
+
+    device = pick_device(options.device)
+    loader = ImageLoader(category.train[:_REHEARSED], Transform.of(config), workers=options.workers)
+    samples: list[Sample] = []
+    reading = seconds_of(lambda: samples.extend(loader))
+    if not samples:
+        raise PadimError(f"{category.name}: there is no training image that can be read")
+    count = len(category.train)
+    computing = detector(config.method).seconds(config, stack(samples[: config.batch_size]), count, device)
+    return round(max(computing, reading / len(samples) * count), 1)
 
 
 def _show_augmentations(category: Category, config: BaseConfig, options: argparse.Namespace) -> Path:

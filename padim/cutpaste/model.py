@@ -38,7 +38,7 @@ from padim.detector import (
     take,
     weights_from,
 )
-from padim.device import all_cores, arithmetic, full_float32
+from padim.device import all_cores, arithmetic, full_float32, seconds_of
 from padim.errors import PadimError
 from padim.stopping import stop_requests
 
@@ -183,6 +183,19 @@ class CutPaste(Detector):
         parts = {"images": pixels, "step": step}
         model = weights + 4 * EMBEDDING * (EMBEDDING + images)
         return Estimate(LIBRARIES + 3 * weights + pixels + step, model, parts)
+
+    @classmethod
+    def seconds(cls, config: CutPasteConfig, images: Tensor, count: int, device: str) -> float:
+        """As `Detector.seconds`: so much a step, which grows with its images, and an embedding of every image."""
+        size = min(config.training_batch, len(images))
+        untrained = dataclasses.replace(config, steps=0, training_batch=size, initial="random", select="last")
+
+        def fit(steps: int) -> float:
+            detector = cls(dataclasses.replace(untrained, steps=steps), device=device)
+            return seconds_of(lambda: detector.fit([images]))
+
+        embedding, step = fit(0), (fit(3) - fit(1)) / 2
+        return config.steps * step * config.training_batch / size + count / len(images) * embedding
 
     @property
     def remark(self) -> str | None:

@@ -468,14 +468,22 @@ def test_update_takes_more_images_into_a_model(data_root, weights_file, run, tmp
     assert (result.code, "--update is for one model" in result.err) == (2, True)
 
 
-def test_a_dry_run_says_what_training_will_take(data_root, run, tmp_path):
+def test_a_dry_run_says_what_training_will_take(data_root, run, tmp_path, monkeypatch):
     common = ["--category", "texture", "--data", data_root, "--output", tmp_path, "--dry-run"]
     result = run("train", *common, "--json")
     assert result.code == 0, result.err
     sizes = json.loads(result.out)
     assert (sizes["images"], sizes["moments_bytes"] > 28e6) == (8, True)  # without weights, which are not downloaded
     assert sizes["memory_bytes"] > 2 * sizes["factors_bytes"]
-    assert run("train", *common).out.startswith("texture: 8 images, memory ")
+    assert sizes["seconds"] > 0
+    small = ["--method", "cutpaste", "--training-batch", 4, "--size", 64]
+    steps = [json.loads(run("train", *common, "--json", *small, "--steps", count).out)["seconds"] for count in (0, 999)]
+    assert steps[1] > 20 * steps[0]
+    monkeypatch.setattr("padim.cli.train.available_memory_bytes", lambda: 10e9)
     cutpaste = run("train", *common, "--method", "cutpaste", "--json")
     assert json.loads(cutpaste.out)["memory_bytes"] > 10e9
+    assert json.loads(cutpaste.out)["seconds"] is None
+    result = run("train", *common, "--method", "cutpaste")
+    assert result.out.startswith("texture: 8 images, memory ")
+    assert result.out.endswith("more memory than is free\n")
     assert not any(tmp_path.iterdir())

@@ -99,20 +99,16 @@ def export_onnx(model: Detector, path: Path, storage: str = "fp32") -> Exported:
     if sum(tensor.nbytes for tensor in tensors) > LARGEST_FILE:
         content = digest(model.tensors(embed_backbone=True, dtype=torch.float32))
         beside = path.with_name(f"{path.name}.{storage}-{content[:16]}.data")
-    is_new = beside is not None and not beside.exists()
-    try:
-        with atomic_write(path) as temporary:
-            onnx_ir.save(graph, temporary, format="protobuf", external_data=beside and beside.name)
-            difference = _difference(model, temporary, images)
-            if not difference <= TOLERANCE:
-                raise PadimError(
-                    f"ONNX Runtime differs from torch by {difference:.1e}, more than {TOLERANCE:g}: not written;"
-                    f" {'take --storage fp32' if storage == 'fp16' else 'the versions of torch and onnx may not match'}"
-                )
-    except BaseException:
-        if beside and is_new:
-            beside.unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as temporary:
+        onnx_ir.save(graph, temporary, format="protobuf", external_data=beside and beside.name)
+        difference = _difference(model, temporary, images)
+        if not difference <= TOLERANCE:
+            raise PadimError(
+                f"ONNX Runtime differs from torch by {difference:.1e}, more than {TOLERANCE:g}: not written;"
+                f" {'take --storage fp32' if storage == 'fp16' else 'the versions of torch and onnx may not match'}"
+            )
+        if beside:
+            temporary.with_name(beside.name).replace(beside)
     for old in path.parent.iterdir():  # of what this file replaces
         if old != beside and re.fullmatch(rf"{re.escape(path.name)}\.fp(32|16)-[0-9a-f]{{16}}\.data", old.name):
             old.unlink()

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
+import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from padim.errors import PadimError
+
+# Files are written in folders of this name, which the killed leave behind.
+_PREFIX, _SUFFIX = ".padim-", ".tmp"
+_ABANDONED = 3600.0  # seconds, after which nobody writes there any more
 
 
 def check_writable(folder: Path) -> None:
@@ -49,24 +55,33 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give the path of a new file beside `path` to write to; it takes that name once all went well.
+    """Give the path of a new file to write to; it takes the place of `path` once all went well.
 
     Whoever is killed before that leaves the old file, or none. Folders are made as needed.
 
     Raises:
         PadimError: the file can't be written.
     """
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = stat.S_IMODE((path if path.exists() else temporary).stat().st_mode)
-        yield temporary
-        with temporary.open("r+b") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(mode)  # safetensors would have it private
-        temporary.replace(path)
+        _remove_abandoned(path.parent)
+        with tempfile.TemporaryDirectory(_SUFFIX, _PREFIX, path.parent) as folder:
+            temporary = Path(folder, "new")
+            temporary.touch()
+            mode = stat.S_IMODE((path if path.exists() else temporary).stat().st_mode)
+            yield temporary
+            with temporary.open("r+b") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(mode)  # safetensors would have it private
+            temporary.replace(path)
     except OSError as error:
         raise PadimError(f"can't write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@cache
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what others left in a folder when they were killed; once in a process, since folders can be large."""
+    for left in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        with suppress(OSError):  # another process removes it, too
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from padim.data.items import images_below
+from padim.data.items import images_below, real
 from padim.errors import PadimError
 
 
@@ -107,8 +107,8 @@ class Watch:
         """
         if not folder.is_dir():
             raise PadimError(f"there is no folder {folder}")
-        self._exclude = exclude.resolve() if exclude else None
-        if self._exclude == folder.resolve():
+        self._exclude = real(exclude) if exclude else None
+        if self._exclude == real(folder):
             raise PadimError(f"{folder} is where the results go: choose another folder for them with --out")
         self._folder, self._settle = folder, settle
         self._unfinished: dict[Path, tuple[Stamp, float]] = {}

@@ -182,6 +182,7 @@ def _updated_config(options: argparse.Namespace) -> BaseConfig:
 
 def _names(options: argparse.Namespace) -> list[str]:
     """The categories to train."""
+    from padim.data.items import real
     from padim.data.layouts import categories
 
     given = list(dict.fromkeys(options.category))
@@ -190,7 +191,7 @@ def _names(options: argparse.Namespace) -> list[str]:
             raise PadimError("images of your own: pass --normal DIR, and --category NAME for one name at most")
         if not options.eval and (options.test or options.defect or options.masks):
             raise PadimError("--test, --defect and --masks are for --eval: pass that too")
-        return given or [options.normal.resolve().name]
+        return given or [real(options.normal).name]
     if not given:
         raise PadimError("which category? Pass --category NAME, --category all, or --normal DIR for your own images")
     there = categories(options.data)

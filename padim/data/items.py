@@ -52,6 +52,11 @@ class Category:
     test: list[Item]
 
 
+def real(path: Path) -> Path:
+    """The path without links, in as far as they lead anywhere; `Path.resolve` raises for a loop of them."""
+    return Path(os.path.realpath(path))
+
+
 def images_in(folder: Path) -> list[Path]:
     """The image files right in a folder, sorted by name.
 
@@ -67,7 +72,7 @@ def images_in(folder: Path) -> list[Path]:
 def images_below(folder: Path, exclude: Path | None = None) -> Iterator[Path]:
     """Image files in a folder and those below it, sorted; links to folders are not followed."""
     for here, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if Path(here, name).resolve() != exclude)
+        folders[:] = sorted(name for name in folders if real(Path(here, name)) != exclude)
         yield from (Path(here, name) for name in sorted(files) if Path(name).suffix.lower() in SUFFIXES)
 
 
@@ -94,9 +99,9 @@ def collect_images(inputs: Sequence[Path], exclude: Path | None = None) -> dict[
     found: dict[Path, None] = {}
     for path in inputs:
         if path.is_dir():
-            if exclude and path.resolve() == exclude.resolve():
+            if exclude and real(path) == real(exclude):
                 raise PadimError(f"{path} is where the results go: choose another folder for them with --out")
-            found |= dict.fromkeys(images_below(path, exclude and exclude.resolve()))
+            found |= dict.fromkeys(images_below(path, exclude and real(exclude)))
         elif path.exists():
             found[path] = None
         else:

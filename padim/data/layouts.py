@@ -16,7 +16,7 @@ import logging
 from itertools import permutations
 from pathlib import Path
 
-from padim.data.items import GOOD, SUFFIXES, Category, Item, image_with_stem, images_below, images_in
+from padim.data.items import GOOD, SUFFIXES, Category, Item, image_with_stem, images_below, images_in, real
 from padim.errors import PadimError
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def _check_name(name: str) -> None:
 
 def _check_apart(folders: list[Path]) -> None:
     """Refuse folders that contain one another, whose images would be both learned and tested."""
-    for folder, other in permutations([folder.resolve() for folder in folders], 2):
+    for folder, other in permutations([real(folder) for folder in folders], 2):
         if folder.is_relative_to(other):
             raise PadimError(f"the folder {folder} is in {other}: take folders that are apart")
 
@@ -126,7 +126,7 @@ def _by_kind(folder: Path, masks: Path | None) -> list[Item]:
     items = []
     for kind in sorted(path for path in folder.iterdir() if path.is_dir()):
         defect = GOOD if kind.name in _NORMAL else kind.name
-        exclude = masks.resolve() if masks else None
+        exclude = real(masks) if masks else None
         items += [_with_mask(Item(path, defect), folder, masks) for path in images_below(kind, exclude)]
     return items
 
@@ -176,7 +176,7 @@ def _with_mask(item: Item, folder: Path, masks: Path | None) -> Item:
 
 
 def _found_below(folder: Path, exclude: Path | None = None) -> list[Path]:
-    images = list(images_below(folder, exclude.resolve() if exclude else None))
+    images = list(images_below(folder, real(exclude) if exclude else None))
     if not images:
         raise PadimError(f"no images in the folder {folder} ({', '.join(sorted(SUFFIXES))})")
     return images

@@ -21,6 +21,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from padim.device import arithmetic
 from padim.errors import PadimError, first_line
+from padim.files import utf8_path
 
 StateDict = Mapping[str, Tensor]
 
@@ -143,7 +144,8 @@ def read_weights(path: Path) -> StateDict:
     """
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            with utf8_path(path) as opened:
+                return safetensors.torch.load_file(opened)
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise PadimError(f"can't read the weights {path}: {error.strerror or error}") from error

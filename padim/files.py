@@ -85,3 +85,15 @@ def _remove_abandoned(folder: Path) -> None:
         with suppress(OSError):  # another process removes it, too
             if time.time() - left.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(left)
+
+
+@contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """The path, or a link to it where its bytes are no UTF-8, which safetensors and ONNX Runtime can't open."""
+    if os.fsencode(path).decode(errors="replace") == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, "link")
+        link.symlink_to(path.absolute())
+        yield link

@@ -41,7 +41,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from padim import tensorfile
@@ -96,7 +96,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """A model file and its header; what goes wrong with either, in here or with the caller, becomes an error."""
     try:
         path.open("rb").close()  # safetensors names no path and no reason in its errors
-        with safe_open(path, framework="pt") as file:
+        with tensorfile.opened(path) as file:
             metadata = file.metadata() or {}
             if "padim" not in metadata:
                 raise PadimError(f"{path} is not a padim model: train one with padim-train")

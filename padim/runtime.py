@@ -16,6 +16,7 @@ from padim.calibration import PIXEL_RATES, Calibration
 from padim.config import BaseConfig
 from padim.data.transform import Transform
 from padim.errors import PadimError
+from padim.files import utf8_path
 from padim.methods import configuration
 
 VERSION = 1
@@ -62,7 +63,8 @@ class Runtime:
         options.log_severity_level = 4  # errors are raised, and said once
         try:
             Path(path).open("rb").close()
-            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            with utf8_path(Path(path)) as opened:
+                session = onnxruntime.InferenceSession(opened, options, providers=["CPUExecutionProvider"])
         except OSError as error:
             raise PadimError(f"can't read the model {path}: {error.strerror or error}") from error
         except Exception as error:  # its classes are not public

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from padim.files import atomic_write
+from padim.files import atomic_write, utf8_path
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -23,3 +25,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
             save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, dict(metadata))
         except SafetensorError as error:  # how it reports a full disk
             raise OSError(str(error)) from error
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A file to read from, as `safetensors.safe_open` gives it, with its errors."""
+    with utf8_path(path) as readable, safe_open(readable, framework="pt") as file:
+        yield file

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from padim import tensorfile
@@ -94,7 +94,7 @@ class Journal:
         if path is None or not path.exists():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
+            with tensorfile.opened(path) as file:
                 header = json.loads(file.metadata()["padim-checkpoint"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
             for name, value in self.run.items():

@@ -293,7 +293,7 @@ class Detector(ABC):
         config = dataclasses.replace(config, precision=precision or config.precision)
         try:
             detector = cls.from_tensors(tensors, config, about, weights, device)
-            detector.calibration = _calibration(tensors, about.images)
+            detector.calibration = _calibration(tensors)
         except PadimError as error:
             raise PadimError(f"{path}: {error}") from error
         detector.about = about
@@ -305,10 +305,11 @@ def images_of(batch: Tensor | Sequence[Tensor]) -> Tensor:
     return batch if isinstance(batch, Tensor) else batch[0]
 
 
-def _calibration(tensors: Mapping[str, Tensor], images: int) -> Calibration | None:
+def _calibration(tensors: Mapping[str, Tensor]) -> Calibration | None:
     if "normal.scores" not in tensors:
         return None
-    scores: NDArray[np.float32] = take(tensors, "normal.scores", images).numpy()
+    count = tensors["normal.scores"].numel()  # that of the images, unless one was gone before the second pass
+    scores: NDArray[np.float32] = take(tensors, "normal.scores", max(1, count)).numpy()
     has_pixels = "normal.pixels" in tensors
     return Calibration(scores, take(tensors, "normal.pixels", len(PIXEL_RATES)).numpy() if has_pixels else None)
 

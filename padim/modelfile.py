@@ -25,7 +25,7 @@ Of both, where the model was calibrated:
 
 | key                | shape                  | what                                                  |
 | ------------------ | ---------------------- | ----------------------------------------------------- |
-| `normal.scores`    | [images]               | scores of the training images, each left out of the fit |
+| `normal.scores`    | [scored]               | scores of the training images, each left out of the fit |
 | `normal.pixels`    | [601]                  | quantiles of their maps, see `padim.calibration`      |
 
 The metadata has one entry, `padim`: a JSON object of `version` (2), `config` (`method` and the fields of its

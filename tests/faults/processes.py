@@ -1,0 +1,51 @@
+"""Commands in processes of their own, forked from one that has loaded torch: a start takes no seconds then."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+import weakref
+from multiprocessing import get_context
+from pathlib import Path
+
+SMALL = ["--category", "texture", "--resize", 64, 64, "--crop", "--channels", 20, "--batch-size", 4]
+LIMIT = 120.0  # seconds; only for a test that would hang otherwise
+
+_FORKSERVER = get_context("forkserver")
+_FORKSERVER.set_forkserver_preload(["padim.cli.train", "padim.cli.predict", "padim.cli.reproduce", "padim.reproduce"])
+
+
+class Command:
+    """A command that runs."""
+
+    def __init__(self, name, *arguments):
+        self.folder = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, self.folder)
+        self.process = _FORKSERVER.Process(target=_run, args=(self.folder, name, [*map(str, arguments)]))
+        self.process.start()
+
+    def finish(self):
+        """Its exit code, what it printed, and what it complained of."""
+        self.process.join(LIMIT)
+        assert self.process.exitcode is not None, "it hangs"
+        return self.process.exitcode, *((self.folder / name).read_text() for name in ("out", "err"))
+
+    def kill(self, after):
+        """SIGKILL after so many seconds, unless it is done by then."""
+        self.process.join(after)
+        self.process.kill()
+        self.process.join()
+
+
+def _run(folder, name, arguments):
+    for file, stream in (("out", sys.stdout), ("err", sys.stderr)):
+        os.dup2(os.open(folder / file, os.O_WRONLY | os.O_CREAT), stream.fileno())
+    sys.exit(importlib.import_module(f"padim.cli.{name}").main(arguments))
+
+
+def train(output, data_root, weights_file, *options):
+    """padim-train of a small model of the category texture."""
+    return Command("train", *SMALL, "--data", data_root, "--weights", weights_file, "--output", output, *options)

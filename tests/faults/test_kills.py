@@ -1,0 +1,128 @@
+"""Processes that are killed: what they leave behind is the old, the new or nothing, and a rerun completes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import time
+
+import pytest
+from processes import SMALL, Command, train
+
+
+@pytest.fixture
+def timed():
+    """Run a command to its end; gives how many seconds it took."""
+
+    def run(command):
+        begin = time.monotonic()
+        code, _, err = command.finish()
+        assert (code, err) == (0, "")
+        return time.monotonic() - begin
+
+    return run
+
+
+def test_a_training_leaves_a_whole_model_or_none(data_root, weights_file, tmp_path, timed):
+    path = tmp_path / "texture/model.safetensors"
+    whole = timed(train(tmp_path, data_root, weights_file))
+    new = path.read_bytes()
+    path.unlink()
+    moments = random.Random(0)
+    for kill in range(4):
+        if kill == 2:  # from here on there is an older model, of another seed
+            timed(train(tmp_path, data_root, weights_file, "--seed", 5))
+            older = path.read_bytes()
+        train(tmp_path, data_root, weights_file).kill(whole * moments.uniform(0, 1.05))
+        content = path.read_bytes() if path.exists() else None
+        assert content in (None, new) if kill < 2 else content in (older, new)
+    timed(train(tmp_path, data_root, weights_file))
+    assert path.read_bytes() == new
+
+
+def figures(path):
+    """What an evaluation found, but for times and memory."""
+    return {
+        key: value for key, value in json.loads(path.read_text()).items() if key not in ("seconds", "peak_memory_bytes")
+    }
+
+
+def test_an_evaluation_leaves_whole_figures_or_none(data_root, weights_file, tmp_path, timed):
+    timed(train(tmp_path, data_root, weights_file))
+    path, model = tmp_path / "texture/eval.json", (tmp_path / "texture/model.safetensors").read_bytes()
+    evaluate = ("eval", "--data", data_root, "--output", tmp_path)
+    whole = timed(Command(*evaluate))
+    expected = figures(path)
+    path.unlink()
+    moments = random.Random(1)
+    for _ in range(3):
+        Command(*evaluate).kill(whole * moments.uniform(0, 1.05))
+        assert not path.exists() or figures(path) == expected
+        assert (tmp_path / "texture/model.safetensors").read_bytes() == model
+    timed(Command(*evaluate))
+    assert figures(path) == expected
+
+
+def test_reproducing_leaves_whole_results_and_goes_on(data_root, weights_file, tmp_path, timed):
+    where = ["--data", data_root, "--weights", weights_file, "--device", "cpu", "--jobs", 1, "--json"]
+    reproduce = ["reproduce", "--ablation", "layer3", *where, "--output"]
+    whole = timed(Command(*reproduce, tmp_path / "unharmed"))
+    expected = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("unharmed/layer3/*-0.json")}
+    assert len(expected) == 2
+    moments = random.Random(2)
+    done = {}
+    for _ in range(3):
+        Command(*reproduce, tmp_path / "killed").kill(whole * moments.uniform(0.3, 0.8))
+        found = {path.name: path.read_bytes() for path in tmp_path.glob("killed/layer3/*-0.json")}
+        assert all(json.loads(content) == expected[name] for name, content in found.items())
+        assert found.items() >= done.items()  # what was done is not done again
+        done = found
+    timed(Command(*reproduce, tmp_path / "killed"))
+    tables = [(tmp_path / f"{name}/layer3/table.csv").read_text() for name in ("unharmed", "killed")]
+    assert tables[0] == tables[1]
+
+
+def test_what_the_killed_leave_behind_goes_with_a_later_run(data_root, weights_file, tmp_path, run):
+    folder = tmp_path / "texture"
+    for name in (".padim-long-ago.tmp", ".padim-just-now.tmp"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "new").write_text("half a model")
+    os.utime(folder / ".padim-long-ago.tmp", (0, 0))
+    where = ["--data", data_root, "--weights", weights_file, "--output", tmp_path]
+    assert run("train", *SMALL, *where).code == 0
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "train.json", ".padim-just-now.tmp"}
+
+
+def two_at_once(*commands):
+    """The exit codes of commands that run at the same time, and what they complained of."""
+    return [command.finish()[::2] for command in [Command(*command) for command in commands]]
+
+
+def test_two_trainings_of_one_model_leave_a_whole_one(data_root, weights_file, tmp_path, run):
+    where = ["--data", data_root, "--weights", weights_file, "--output", tmp_path]
+    found = two_at_once(*(("train", *SMALL, *where, "--seed", seed) for seed in (1, 2)))
+    assert found == [(0, ""), (0, "")]
+    assert sorted(path.name for path in (tmp_path / "texture").iterdir()) == ["model.safetensors", "train.json"]
+    together = (tmp_path / "texture/model.safetensors").read_bytes()
+    for seed in (1, 2):
+        assert run("train", *SMALL, *where[:-1], tmp_path / str(seed), "--seed", seed).code == 0
+    assert together in [(tmp_path / f"{seed}/texture/model.safetensors").read_bytes() for seed in (1, 2)]
+
+
+def test_two_runs_of_every_other_kind_into_one_folder(data_root, weights_file, tmp_path, run):
+    where = ["--data", data_root, "--output", tmp_path]
+    assert run("train", *SMALL, *where, "--weights", weights_file).code == 0
+    predict = ["predict", "--model", tmp_path / "texture/model.safetensors", data_root / "texture/test/good"]
+    reproduce = ["reproduce", "--ablation", "layer3", "--category", "texture", "--weights", weights_file, "--jobs", 1]
+    commands = [["eval", *where], [*predict, "--out", tmp_path / "out"], [*reproduce, *where]]
+    for command in commands:
+        assert run(*command).code == 0
+    alone = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.png")}
+    for name in ("out", "layer3"):
+        shutil.rmtree(tmp_path / name)
+    found = two_at_once(*commands, *commands)
+    assert {code for code, _ in found} == {0}
+    assert {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.png")} == alone
+    assert not list(tmp_path.rglob(".padim-*"))

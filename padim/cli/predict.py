@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,21 +228,32 @@ class _Predictor:
 
     def lines(self, samples: Iterable[Sample], names: Mapping[Path, Path]) -> Generator[dict[str, Any]]:
         """What is said of each sample, once its pictures are written under its name."""
-        import numpy as np
-
         from padim.data.loader import batched
 
         for batch in batched(samples, self.batch_size):
+            yield from self._lines(batch, names)
+
+    def _lines(self, batch: Sequence[Sample], names: Mapping[Path, Path]) -> Iterator[dict[str, Any]]:
+        import numpy as np
+
+        try:
             scores, maps = self.score(np.stack([sample.image for sample in batch]))
-            for index, sample in enumerate(batch):
-                anomaly_map = None if maps is None else maps[index]
-                line = self._line(sample, float(scores[index]), anomaly_map)
-                if self.pictures and anomaly_map is not None:
-                    try:
-                        line |= self.pictures.write(names[sample.item.path], sample, anomaly_map)
-                    except PadimError as error:  # the verdict holds, and the other images are scored all the same
-                        line["error"] = str(error)
-                yield line
+        except PadimError as error:
+            if len(batch) == 1:
+                yield {"path": str(batch[0].item.path), "verdict": None, "error": str(error)}
+            else:  # which of them is to blame is seen one by one, and costs the others nothing
+                for sample in batch:
+                    yield from self._lines([sample], names)
+            return
+        for index, sample in enumerate(batch):
+            anomaly_map = None if maps is None else maps[index]
+            line = self._line(sample, float(scores[index]), anomaly_map)
+            if self.pictures and anomaly_map is not None:
+                try:
+                    line |= self.pictures.write(names[sample.item.path], sample, anomaly_map)
+                except PadimError as error:  # the verdict holds, and the other images are scored all the same
+                    line["error"] = str(error)
+            yield line
 
     def _line(self, sample: Sample, score: float, anomaly_map: NDArray[np.float32] | None) -> dict[str, Any]:
         """The verdict on a sample; regions are those of an anomalous one."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -14,10 +15,11 @@ from PIL import Image
 from processes import SMALL, train
 from safetensors.torch import save_file
 
-from padim import PadimError
+from padim import Padim, PadimError
 from padim import model as padim_model
 from padim.cli.common import Batches
 from padim.data.loader import ImageLoader
+from padim.detector import Scores
 from padim.runtime import Runtime
 
 
@@ -163,8 +165,30 @@ def test_features_that_overflow_are_said_and_leave_nothing(data_root, weights_fi
     for command in (["eval", *where], ["predict", "--model", model, image]):
         assert run(*command).code == 0
         result = run(*command, "--precision", "fp16")
-        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+        assert (result.code, result.err.count("\n")) == (2, 1)
         assert "the scores are not finite: score with --precision fp32 or bf16" in result.err
+
+
+def test_an_image_whose_scores_overflow_costs_the_others_nothing(trained, data_root, run, monkeypatch):
+    images = sorted((data_root / "texture/test").rglob("*.png"))
+    expected = [json.loads(line) for line in run("predict", "--model", trained, *images).out.splitlines()]
+    victim = Image.open(images[2]).convert("RGB")
+    forward = Padim.forward
+
+    def overflowing(model, batch):
+        scores, maps = forward(model, batch)
+        maps[(batch.permute(0, 2, 3, 1) == torch.from_numpy(np.array(victim))).flatten(1).all(dim=1)] = torch.inf
+        return Scores(scores, maps)
+
+    monkeypatch.setattr(Padim, "forward", overflowing)
+    result = run("predict", "--model", trained, *images)
+    found = [json.loads(line) for line in result.out.splitlines()]
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert found[2]["verdict"] is None
+    assert "the scores are not finite" in found[2]["error"]
+    for one, other in zip(found[:2] + found[3:], expected[:2] + expected[3:]):
+        assert one["verdict"] == other["verdict"]
+        assert one["score"] == pytest.approx(other["score"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", [b"with space.png", b"two\nlines.png", b"\xff\xfe.png", b"--epsilon.png"])

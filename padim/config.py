@@ -25,6 +25,7 @@ TILE_MODELS = ("shared", "position")
 MAX_SIDE = 8192  # pixels
 FALSE_ALARM_RATE = 0.01  # what a verdict may flag of fresh normal images, unless another share is asked for
 PRECISIONS = ("fp32", "bf16", "fp16")
+_LONGEST = 10_000  # characters of a TOML file; a key of many parts takes the square of its length
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -171,10 +172,16 @@ def read_toml(path: Path) -> dict[str, Any]:
         PadimError: the file can't be read or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise ValueError(f"more than {_LONGEST} characters are no configuration")
+        values = tomllib.loads(text)
+        repr(values)  # messages have them; whole numbers of thousands of digits can't be printed
+        return values
     except OSError as error:
         raise PadimError(f"can't read the configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise PadimError(f"{path} is not a TOML file: {error}") from error
 
 

@@ -214,7 +214,8 @@ def _checked(field: dataclasses.Field[Any], kind: type, several: bool, value: An
     entries: tuple[Any, ...] = tuple(value) if several and isinstance(value, list | tuple) else (value,)
     if kind is float:
         entries = tuple(_as_float(entry) for entry in entries)
-    if not all(type(entry) is kind for entry in entries):
+    large = kind is int and any(type(entry) is int and abs(entry) >= 2**63 for entry in entries)
+    if large or not all(type(entry) is kind for entry in entries):
         raise PadimError(f"{field.name}: {value!r} is not valid ({field.metadata['help']})")
     return entries if several else entries[0]
 

@@ -63,7 +63,7 @@ class CutPasteConfig(BaseConfig):
             "scar_width": _is_range(self.scar_width),
             "scar_height": _is_range(self.scar_height),
             "scar_rotation": 0 <= self.scar_rotation <= 180,
-            "head_layers": self.head_layers >= 0,
+            "head_layers": 0 <= self.head_layers <= 16,
             "sspcab_weight": self.sspcab_weight >= 0,
             "steps": self.steps >= 0,
             "training_batch": self.training_batch > 1,

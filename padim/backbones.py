@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,8 @@ def read_weights(path: Path) -> StateDict:
         if path.suffix == ".safetensors":
             with utf8_path(path) as opened:
                 return safetensors.torch.load_file(opened)
+        if _is_compressed(path):
+            raise ValueError("compressed, which torch never does and which could fill the memory")
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise PadimError(f"can't read the weights {path}: {error.strerror or error}") from error
@@ -153,9 +156,26 @@ def read_weights(path: Path) -> StateDict:
         raise PadimError(f"refused the weights {path}: not a plain state dict, or damaged") from error
     except Exception as error:  # a damaged file can fail anywhere in the readers
         raise PadimError(f"can't read the weights {path}: {first_line(error)}") from error
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, Mapping) or not all(isinstance(key, str) and _is_plain(weights[key]) for key in weights):
         raise PadimError(f"the weights {path} are not a state dict (names -> tensors)")
-    return weights
+    return {key: value.detach() for key, value in weights.items()}
+
+
+def _is_compressed(path: Path) -> bool:
+    """Whether a file is a zip archive of compressed entries."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor that has all of its numbers, and neither a sparse one nor the like."""
+    return (
+        isinstance(value, Tensor)
+        and (value.layout, value.device.type, value.is_quantized) == (torch.strided, "cpu", False)
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
 
 
 def download_weights(name: str) -> StateDict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.fft
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ class AnomalyMap(nn.Module):
         super().__init__()
         for name, side in (("rows", tiling.rows), ("columns", tiling.columns)):
             joining = side.joining()
-            matrix = _smoothing(side.pixels, sigma) @ _upsampling(len(joining), side.pixels, upsampling) @ joining
+            matrix = _smoothed(_upsampling(len(joining), side.pixels, upsampling) @ joining, sigma)
             self.register_buffer(name, torch.from_numpy(matrix).float(), persistent=False)
 
     def forward(self, distances: Tensor) -> Tensor:
@@ -47,10 +48,13 @@ def _upsampling(cells: int, pixels: int, mode: str) -> np.ndarray:
     return stretched[0, 0].numpy()
 
 
-def _smoothing(pixels: int, sigma: float) -> np.ndarray:
-    """The Gaussian filter along one side as a matrix `[pixels, pixels]`."""
-    identity = np.eye(pixels)
-    if sigma == 0:
-        return identity
-    matrix: np.ndarray = scipy.ndimage.gaussian_filter1d(identity, sigma, axis=0, mode="reflect", truncate=4.0)
-    return matrix
+def _smoothed(values: np.ndarray, sigma: float) -> np.ndarray:
+    """The Gaussian filter along the columns of a matrix `[pixels, n]`, which takes no longer where it is wide.
+
+    Reflected at both ends a column repeats after twice its length, so that its cosines are only scaled.
+    """
+    impulse = np.eye(1, 2 * len(values))[0]
+    kernel = scipy.ndimage.gaussian_filter1d(impulse, sigma, mode="wrap", truncate=4.0) if sigma else impulse
+    scales = np.fft.rfft(kernel).real[:-1, None]
+    smoothed: np.ndarray = scipy.fft.idct(scales * scipy.fft.dct(values, axis=0), axis=0)
+    return smoothed

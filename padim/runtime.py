@@ -15,7 +15,7 @@ from padim.about import About
 from padim.calibration import PIXEL_RATES, Calibration
 from padim.config import BaseConfig
 from padim.data.transform import Transform
-from padim.errors import PadimError
+from padim.errors import PadimError, first_line
 from padim.files import utf8_path
 from padim.methods import configuration
 
@@ -63,21 +63,25 @@ class Runtime:
         options.log_severity_level = 4  # errors are raised, and said once
         try:
             Path(path).open("rb").close()
+            providers = ["CPUExecutionProvider"]  # nor to be said on stdout, as trying again would be
             with utf8_path(Path(path)) as opened:
-                session = onnxruntime.InferenceSession(opened, options, providers=["CPUExecutionProvider"])
+                session = onnxruntime.InferenceSession(opened, options, providers=providers, enable_fallback=False)
+            header = session.get_modelmeta().custom_metadata_map.get("padim")
         except OSError as error:
             raise PadimError(f"can't read the model {path}: {error.strerror or error}") from error
         except Exception as error:  # its classes are not public
             raise PadimError(
                 f"{path} is damaged, not an ONNX model, or without the .data file that was written beside it"
             ) from error
-        header = session.get_modelmeta().custom_metadata_map.get("padim")
         if header is None:
             raise PadimError(f"{path} is not a padim model: export one with padim-export")
         try:
             runtime = cls(session, **_parsed(json.loads(header)))
-            if session.get_inputs()[0].shape[2:] != list(runtime.config.image_size):
+            sizes = {value.name: value.shape[2:] for value in session.get_inputs()}
+            if sizes != {"images": list(runtime.config.image_size)}:
                 raise ValueError("image size")
+            if "scores" not in [value.name for value in session.get_outputs()]:
+                raise ValueError("scores")
             return runtime
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError) as error:
             raise PadimError(f"{path} is a damaged model: its metadata can't be understood") from error
@@ -101,15 +105,20 @@ class Runtime:
         """Image scores `[n]`, and anomaly maps `[n, h, w]` if it has them, of resized and cropped RGB `[n, h, w, 3]`.
 
         Raises:
-            PadimError: the images have another size, or a score is not finite.
+            PadimError: the images have another size, a score is not finite, or the graph is damaged.
         """
         if images.shape[1:] != (*self.config.image_size, 3):
             expected = f"[n, {self.config.image_size[0]}, {self.config.image_size[1]}, 3]"
             raise PadimError(f"images have shape {list(images.shape)}, expected {expected}")
-        names = [output.name for output in self.session.get_outputs()]
-        found = dict(zip(names, self.session.run(names, {"images": images.transpose(0, 3, 1, 2)}), strict=True))
-        if not all(np.isfinite(values).all() for values in found.values()):
-            raise PadimError("the scores are not finite: export the model again")
+        shapes = {"scores": images.shape[:1], "maps": images.shape[:3]}
+        names = [name for name in shapes if name == "scores" or self.has_maps]
+        try:
+            found = dict(zip(names, self.session.run(names, {"images": images.transpose(0, 3, 1, 2)}), strict=True))
+            usable = all(found[name].shape == shapes[name] and np.isfinite(found[name]).all() for name in names)
+        except Exception as error:  # its classes are not public
+            raise PadimError(f"the model can't score these images: {first_line(error)}") from error
+        if not usable:
+            raise PadimError("the scores are not finite, or not one an image: export the model again")
         return Scores(found["scores"], found.get("maps"))
 
     def score_image(self, image: Image.Image) -> Scores:
@@ -136,9 +145,13 @@ def _parsed(header: dict[str, Any]) -> dict[str, Any]:
         if pixels is not None and pixels.shape != PIXEL_RATES.shape:
             raise ValueError("pixels")
         calibration = Calibration(np.sort(scores), pixels)
+    config = configuration(header["config"]).from_dict(header["config"])
+    dimensions = int(header["dimensions"])
+    if not 0 < dimensions < 2**31:
+        raise ValueError("dimensions")
     return {
-        "config": configuration(header["config"]).from_dict(header["config"]),
+        "config": config,
         "about": About(**header["about"]),
-        "dimensions": int(header["dimensions"]),
+        "dimensions": dimensions,
         "calibration": calibration,
     }

@@ -29,6 +29,8 @@ from padim.model import Padim
 # Column of a table -> figure of `padim.metrics.Metrics`.
 METRICS = {"image": "image_auroc", "pixel": "pixel_auroc", "aupro": "aupro"}
 
+_COUNTS = ("images", "skipped", "unmasked")
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -121,8 +123,9 @@ class Run:
         """The figures of an earlier run, unless there is none or anything that they depend on has changed."""
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
-            return dict(found["figures"]) if found["key"] == self._key() else None
-        except (OSError, ValueError, KeyError, TypeError):
+            whole = found["key"] == self._key() and _are_figures(found["figures"])
+            return dict(found["figures"]) if whole else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def execute(self, weights: StateDict, device: str, workers: int) -> dict[str, Any]:
@@ -157,6 +160,16 @@ class Run:
             "weights_sha256": self.weights_sha256,
             "images_sha256": _fingerprint(self.category),
         }
+
+
+def _are_figures(figures: Mapping[str, Any]) -> bool:
+    """Whether figures from a file are such as `table` takes.
+
+    Raises:
+        KeyError, TypeError: they are not.
+    """
+    shares = [figures[name] for name in METRICS.values()]
+    return all(share is None or 0 <= share <= 1 for share in shares) and all(figures[name] >= 0 for name in _COUNTS)
 
 
 def _fingerprint(category: Category) -> str:
@@ -253,7 +266,7 @@ def _group_row(
 def _images(results: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     """`83`, or `80 (3 skipped, 1 without mask)`."""
     first = [seeds[0] for seeds in results]
-    counts = {name: sum(figures[name] for figures in first) for name in ("images", "skipped", "unmasked")}
+    counts = {name: sum(figures[name] for figures in first) for name in _COUNTS}
     named = {"skipped": counts["skipped"], "without mask": counts["unmasked"]}
     problems = ", ".join(f"{count} {name}" for name, count in named.items() if count)
     return f"{counts['images']} ({problems})" if problems else str(counts["images"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -65,7 +66,7 @@ def check_category(root: Path, category: Category, results: Iterable[ItemResult]
             category.name,
             len(category.train),
             dict(Counter(str(item.defect) for item in category.test)),
-            dict(Counter(str(item.defect) for item in category.test if item.mask and item.mask.is_file())),
+            dict(Counter(str(item.defect) for item in category.test if item.mask and os.path.isfile(item.mask))),
             dict(sizes),
             problems,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def read_mask(path: Path) -> Image.Image:
 
 
 def _open(path: Path) -> Image.Image:
-    if not path.is_file() and path.exists():  # a pipe would be waited for
+    if not os.path.isfile(path) and os.path.exists(path):  # a pipe would be waited for; any name has an answer
         raise ImageError(f"{path} is not a regular file")
     try:
         with Image.open(path, formats=FORMATS) as image:

@@ -12,6 +12,7 @@ plain folders   whatever the user names
 from __future__ import annotations
 
 import csv
+import io
 import logging
 from itertools import permutations
 from pathlib import Path
@@ -195,8 +196,10 @@ def _visa_category(root: Path, name: str) -> Category:
 def _visa_rows(root: Path) -> list[dict[str, str]]:
     path = root / _VISA
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, restval=""))
+        text = path.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise ValueError("no path has a zero byte")
+        rows = list(csv.DictReader(io.StringIO(text), restval=""))
     except (OSError, ValueError, csv.Error) as error:
         raise PadimError(f"can't read {path}: {error}") from error
     columns = {"object", "split", "label", "image", "mask"}

@@ -143,7 +143,7 @@ class ImageLoader:
         """Where the item is defective, as the backbone sees it."""
         if item.mask is None:
             return np.zeros(transform.size, dtype=bool) if item.defect == GOOD else None
-        if not item.mask.is_file():
+        if not os.path.isfile(item.mask):
             raise ImageError(f"no mask for {item.path}: expected {item.mask}")
         mask = read_mask(item.mask)
         if abs(mask.width * image.height - mask.height * image.width) > max(mask.size + image.size):

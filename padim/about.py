@@ -29,5 +29,7 @@ class About:
         for name, kind in get_type_hints(type(self)).items():
             if type(getattr(self, name)) is not kind:
                 raise TypeError(f"{name}: {getattr(self, name)!r} is no {kind.__name__}")
+        if not 0 <= self.images < 2**31:
+            raise ValueError(f"images: {self.images} is no number of images")
         if not 0 < self.false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate: {self.false_alarm_rate} is not between 0 and 1")

@@ -76,9 +76,12 @@ def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor],
         if method != configuration.method:
             raise PadimError(f"{path} is a model of the method {method}: padim.methods.load reads any")
         try:
-            return tensors, configuration.from_dict(header["config"]), About(**header["about"])
+            config, about = configuration.from_dict(header["config"]), About(**header["about"])
         except PadimError as error:
             raise PadimError(f"{path} is a damaged model: {error}") from error
+        if not about.images:
+            raise ValueError("images")
+        return tensors, config, about
 
 
 def config_values(path: Path) -> dict[str, Any]:

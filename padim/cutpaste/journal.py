@@ -10,7 +10,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +105,8 @@ class Journal:
                         " train without --resume"
                     )
             self.rows = [_row(step, auroc) for step, auroc in header["rows"]]
+            if [row.step.step for row in self.rows] != [*range(1, len(self.rows) + 1)]:
+                raise ValueError("rows")
             return tensors, dict(header["values"])
         except OSError as error:
             raise PadimError(f"can't read {path}: {error.strerror or error}") from error
@@ -117,10 +120,11 @@ def _row(step: dict[str, Any], auroc: Any) -> Row:
     Raises:
         TypeError: it isn't one of numbers.
     """
-    values = [*step.values(), *([] if auroc is None else [auroc])]
-    if not all(type(value) in (int, float) for value in values):
+    row = Row(Step(**step), auroc)
+    found = {name: type(value) for name, value in step.items()}
+    if found != get_type_hints(Step) or type(auroc) not in (float, NoneType):
         raise TypeError("step")
-    return Row(Step(**step), auroc)
+    return row
 
 
 def _difference(name: str, found: Any, wanted: Any) -> str:

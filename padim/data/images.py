@@ -25,8 +25,6 @@ def read_image(path: Path) -> Image.Image:
             (over 179 million pixels), more than 100 times as long as wide, or has 32 bits a channel.
     """
     image = _open(path)
-    if max(image.size) > MAX_ASPECT * min(image.size):
-        raise ImageError(f"{path}: {image.width} x {image.height} pixels are too long and narrow to resize")
     if image.mode == "F" or (image.mode == "I" and not 255 < np.asarray(image).max() < 65536):
         raise ImageError(f"{path}: 32-bit images have no fixed range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it
@@ -56,6 +54,8 @@ def _open(path: Path) -> Image.Image:
         raise ImageError(f"{path} is not a regular file")
     try:
         with Image.open(path, formats=FORMATS) as image:
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                raise ValueError(f"{image.width} x {image.height} pixels are too long and narrow to resize")
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return image

@@ -30,7 +30,7 @@ class Side:
     overlap: int
 
     def __post_init__(self) -> None:
-        """Raises PadimError where tiles don't cover the image patch by patch, or overlap altogether."""
+        """Raises PadimError where tiles don't cover the image patch by patch, or overlap by more than half."""
         if self.pixels == self.tile:
             return
         if self.tile % self.cells or (self.pixels - self.tile) % self.patch:
@@ -38,8 +38,8 @@ class Side:
                 f"tile: {self.pixels} pixels don't divide into the patches of tiles of {self.tile}:"
                 " take multiples of 32 for both"
             )
-        if self.tile - self.overlap < self.patch:
-            most = self.tile - self.patch
+        most = min(self.tile // 2, self.tile - self.patch)  # or next to every patch has a tile of its own
+        if self.overlap > most:
             raise PadimError(f"tile_overlap: {self.overlap} of {self.tile} pixels is too much, take at most {most}")
 
     @property
@@ -82,7 +82,7 @@ class Tiling:
         """Tiles of an image, from height and width of the image, a tile, and a tile's grid of patches.
 
         Raises:
-            PadimError: they don't cover the image patch by patch, or overlap altogether.
+            PadimError: they don't cover the image patch by patch, or overlap by more than half.
         """
         rows, columns = (Side(*side, overlap) for side in zip(size, tile, grid, strict=True))
         return cls(rows, columns)

@@ -468,6 +468,36 @@ def test_update_takes_more_images_into_a_model(data_root, weights_file, run, tmp
     assert (result.code, "--update is for one model" in result.err) == (2, True)
 
 
+def test_tiles_from_training_to_prediction(data_root, weights_file, run, tmp_path):
+    protocol = ["--size", 64, 96, "--tile", 64, 48, "--tile-overlap", 16, "--tile-model", "position", "--channels", 20]
+    where = ["--category", "texture", "--data", data_root, "--output", tmp_path]
+    result = run("train", *where, "--weights", weights_file, *protocol, "--eval", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out.splitlines()[1])["images"] == 14
+    model, image = tmp_path / "texture/model.safetensors", data_root / "texture/test/good/000.png"
+    assert run("predict", "--model", model, image, "--out", tmp_path, "--raw", "npy").code == 0
+    assert np.load(tmp_path / "000_map.npy").shape == (64, 96)
+    assert run("export", "--model", model).code == 0
+    line = json.loads(run("predict", "--model", tmp_path / "texture/model.onnx", image).out)
+    assert line["score"] == pytest.approx(json.loads(run("predict", "--model", model, image).out)["score"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", 64, "--crop", 64], "--size: give a side, or height and width, and neither --resize nor --crop"),
+        (["--size", 64, 64, 64], "--size: give a side"),
+        (["--size", 64, "--tile", 96], "tile: (96,) is larger than the image of 64 x 64 pixels"),
+        (["--method", "cutpaste", "--tile", 64], "--tile is no option of the method cutpaste"),
+    ],
+    ids=str,
+)
+def test_sizes_that_make_no_sense(data_root, run, options, message):
+    result = run("train", "--category", "texture", "--data", data_root, *options, "--print-config")
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert message in result.err
+
+
 def test_a_dry_run_says_what_training_will_take(data_root, run, tmp_path, monkeypatch):
     common = ["--category", "texture", "--data", data_root, "--output", tmp_path, "--dry-run"]
     result = run("train", *common, "--json")

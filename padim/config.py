@@ -47,7 +47,7 @@ class BaseConfig:
     method: ClassVar[str]
 
     seed: int = option(1024, "seed of all that is drawn at random")
-    resize: tuple[int, ...] = option((256,), "shorter side, or height and width, in pixels")
+    resize: tuple[int, ...] = option((256,), f"shorter side, or height and width, in pixels, at most {MAX_SIDE}")
     crop: tuple[int, ...] = option((224,), "centre crop: a side, or height and width; nothing for none")
     interpolation: str = option("lanczos", "how images are resized", INTERPOLATIONS)
     mask_interpolation: str = option("nearest", "how masks are resized", INTERPOLATIONS)
@@ -159,7 +159,8 @@ class Config(BaseConfig):
         super()._check_sizes()
         if any(tile > side for tile, side in zip(self.tile_size, self.image_size, strict=True)):
             height, width = self.image_size
-            raise PadimError(f"tile: {self.tile} is larger than the image of {height} x {width} pixels")
+            tile = " x ".join(map(str, self.tile))
+            raise PadimError(f"tile: {tile} is larger than the image of {height} x {width} pixels")
         if self.sigma > max(self.image_size):
             height, width = self.image_size
             raise PadimError(f"sigma: {self.sigma} pixels smooth a map of {height} x {width} to nothing: take less")

@@ -51,7 +51,7 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a fit is run, which its outcome does not depend on; for detectors that take many steps.
+    """How a fit is run; for detectors that take many steps, or whose models can take in more images.
 
     Attributes:
         folder: where the log and the checkpoints go; None for neither.
@@ -130,7 +130,7 @@ class Detector(ABC):
         category: str = "",
         *,
         calibrate: bool = True,
-        false_alarm_rate: float = FALSE_ALARM_RATE,
+        false_alarm_rate: float | None = None,
         training: TrainingOptions | None = None,
         more: bool = False,
     ) -> Self:
@@ -140,16 +140,19 @@ class Detector(ABC):
             batches: of images.
             category: a name that the model will carry.
             calibrate: whether thresholds are wanted.
-            false_alarm_rate: the share of fresh normal images that the detector's verdict may flag.
+            false_alarm_rate: the share of fresh normal images that the detector's verdict may flag, by default 1 %;
+                with `more`, category and rate stay what they are unless they are given.
             training: how to run a fit of many steps.
             more: whether to learn from these images and the earlier ones together, where a detector can.
 
         Raises:
             PadimError: too few images, values that are not finite, or a detector that can't take in more.
         """
-        self.about = dataclasses.replace(self.about, category=category, false_alarm_rate=false_alarm_rate)
         images = self.learn(batches, calibrate, training or TrainingOptions(), more)
-        self.about = dataclasses.replace(self.about, images=images)
+        name, rate = (self.about.category, self.false_alarm_rate) if more else ("", FALSE_ALARM_RATE)
+        self.about = dataclasses.replace(
+            self.about, category=category or name, images=images, false_alarm_rate=false_alarm_rate or rate
+        )
         return self
 
     @abstractmethod
@@ -205,15 +208,15 @@ class Detector(ABC):
 
     @classmethod
     @abstractmethod
-    def estimate(cls, config: Any, images: int) -> Estimate:
-        """What a fit of so many images will take on the CPU, from formulas that `docs/scaling.md` measures."""
+    def estimate(cls, config: Any, images: int, keep_moments: bool = False) -> Estimate:
+        """What a fit to so many images will take on the CPU, from formulas that `docs/scaling.md` measures."""
 
     @classmethod
     @abstractmethod
-    def seconds(cls, config: Any, images: Tensor, count: int, device: str) -> float:
-        """What a fit to `count` images will take on this machine, from short ones to a few `[n, 3, h, w]`.
+    def seconds(cls, config: Any, images: Tensor, count: int, reading: float, device: str) -> float:
+        """About how long a fit to `count` images will take here, from short ones to a few `[n, 3, h, w]`.
 
-        Reading images is not in it. The weights are no real ones.
+        The weights are no real ones. Reading an image takes `reading` seconds, beside the computing.
         """
 
     @property
@@ -293,7 +296,7 @@ class Detector(ABC):
         config = dataclasses.replace(config, precision=precision or config.precision)
         try:
             detector = cls.from_tensors(tensors, config, about, weights, device)
-            detector.calibration = _calibration(tensors)
+            detector.calibration = _calibration(tensors, about.images)
         except PadimError as error:
             raise PadimError(f"{path}: {error}") from error
         detector.about = about
@@ -305,11 +308,11 @@ def images_of(batch: Tensor | Sequence[Tensor]) -> Tensor:
     return batch if isinstance(batch, Tensor) else batch[0]
 
 
-def _calibration(tensors: Mapping[str, Tensor]) -> Calibration | None:
+def _calibration(tensors: Mapping[str, Tensor], images: int) -> Calibration | None:
     if "normal.scores" not in tensors:
         return None
     count = tensors["normal.scores"].numel()  # that of the images, unless one was gone before the second pass
-    scores: NDArray[np.float32] = take(tensors, "normal.scores", max(1, count)).numpy()
+    scores: NDArray[np.float32] = take(tensors, "normal.scores", min(max(1, count), images)).numpy()
     has_pixels = "normal.pixels" in tensors
     return Calibration(scores, take(tensors, "normal.pixels", len(PIXEL_RATES)).numpy() if has_pixels else None)
 

@@ -82,9 +82,10 @@ class Padim(Detector):
         return config.channels > 0
 
     @classmethod
-    def estimate(cls, config: Config, images: int) -> Estimate:
+    def estimate(cls, config: Config, images: int, keep_moments: bool = False) -> Estimate:
         """As `Detector.estimate`: while features come in, while they are summed up, and while the file is written."""
         backbone = Backbone(config.backbone, config.layers, config.tile_size)
+        _check_nesting(config.tile_size, [shape[1:] for shape in backbone.shapes])
         widths = [channels for channels, _, _ in backbone.shapes]
         chosen = draw_channels(sum(widths), config.channels, config.seed)
         drawn = [len(level) for level in split_by_level(chosen, widths)]
@@ -105,23 +106,27 @@ class Padim(Detector):
         coming_in = group + activations + (factors + kept if examples > together else 0)
         memory = LIBRARIES + 2 * weights + max(coming_in, factors + kept + 2 * group, 2 * factors)
         parts = {"moments": factors, "factors": factors, "features_of_an_image": tiles * features}
-        return Estimate(memory, factors + features + weights, parts)
+        kept_moments = factors + 2 * features if keep_moments else 0
+        return Estimate(memory + kept_moments, factors + features + weights + kept_moments, parts)
 
     @classmethod
-    def seconds(cls, config: Config, images: Tensor, count: int, device: str) -> float:
+    def seconds(cls, config: Config, images: Tensor, count: int, reading: float, device: str) -> float:
         """As `Detector.seconds`: so much once, so much an image, and the network again where features aren't kept."""
+        config = dataclasses.replace(config, epsilon=max(config.epsilon, 0.01))  # nothing else varies without weights
         wanted = Backbone(config.backbone, config.layers, config.tile_size).network.state_dict()
         model = cls(config, weights={key: torch.zeros(value.shape) for key, value in wanted.items()}, device=device)
 
         def fit(batches: int) -> float:
             return seconds_of(lambda: model.fit([images] * batches))
 
-        network = min(seconds_of(lambda: model.features(images)) for _ in range(2))
-        once = fit(1)
-        more = (fit(5) - once) / 4  # with an update of the moments in four
+        features = model.features(images)  # the first time is slow
         batches = count / len(images)
-        kept = count * model._examples <= KEPT_IMAGES
-        return once + (batches - 1) * more + (0 if kept else batches * network)
+        short = fit(2)
+        more = (fit(6) - short) / 4  # with an update of the moments in four
+        first = max(short + (batches - 2) * more, count * reading)
+        if _can_be_kept(count * model._examples, count * sum(level.nbytes for level in features) / len(images)):
+            return first
+        return first + max(batches * seconds_of(lambda: model.features(images)), count * reading)
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Cells and drawn channels of every level, coarse to fine."""
@@ -185,13 +190,16 @@ class Padim(Detector):
             raise PadimError("padim fits in one pass: there is nothing to resume")
         if more and self.moments is None:
             raise PadimError("the model can't take in more images: it was trained without --keep-moments")
-        earlier, before = (self.moments, self.calibration) if more else (None, None)
+        # A copy, so that the model is what it was if the images are not what they should be.
+        earlier, before = (self.moments.copy(), self.calibration) if more and self.moments else (None, None)
         kept: list[list[Tensor]] = []
         groups = self._features_of(batches)
         with full_float32(self.device):
             seen = _keeping(groups, kept) if calibrate else groups
             moments = distributed.moments(seen, self._sizes(), self.device, earlier)
             count = moments.count // self._examples
+            if count < 2:
+                raise PadimError(f"a Gaussian needs at least two training images, there is {count}")
             self.moments = moments.copy() if training.keep_moments or more else None
             self.gaussian = distributed.fit(moments, self.config.epsilon)
             again: Iterable[Sequence[Tensor]] = kept
@@ -285,13 +293,18 @@ class Padim(Detector):
         return self.gaussian
 
 
+def _can_be_kept(images: int, size: float) -> bool:
+    """Whether the features of so many images, or tiles of a common model, and so many bytes stay in memory."""
+    return images <= KEPT_IMAGES and size <= KEPT_BYTES
+
+
 def _keeping(groups: Iterable[list[Tensor]], kept: list[list[Tensor]]) -> Iterator[list[Tensor]]:
     """The groups, which are also put into `kept`; that is empty at the end if they are too many."""
     images, size = 0, 0
     for features in groups:
         images += features[0].shape[2]
         size += sum(level.nbytes for level in features)
-        if images <= KEPT_IMAGES and size <= KEPT_BYTES:
+        if _can_be_kept(images, size):
             kept.append(features)
         else:
             kept.clear()
@@ -316,6 +329,6 @@ def _check_nesting(size: tuple[int, int], grids: list[tuple[int, int]]) -> None:
             below = side // stride * stride
             nearest = " or ".join(str(works) for works in (below, below + stride) if works)
             raise PadimError(
-                f"images of {size[0]} x {size[1]} pixels don't divide into the patches of these layers:"
+                f"images or tiles of {size[0]} x {size[1]} pixels don't divide into the patches of these layers:"
                 f" instead of {side} take {nearest}"
             )

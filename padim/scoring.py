@@ -27,8 +27,7 @@ class AnomalyMap(nn.Module):
         """Maps of the images that a tiling covers; `sigma` in pixels, 0 for no smoothing."""
         super().__init__()
         for name, side in (("rows", tiling.rows), ("columns", tiling.columns)):
-            joining = side.joining()
-            matrix = _smoothed(_upsampling(len(joining), side.pixels, upsampling) @ joining, sigma)
+            matrix = _smoothed(_upsampled(side.joining(), side.pixels, upsampling), sigma)
             self.register_buffer(name, torch.from_numpy(matrix).float(), persistent=False)
 
     def forward(self, distances: Tensor) -> Tensor:
@@ -41,10 +40,10 @@ def image_scores(maps: Tensor) -> Tensor:
     return maps.amax(dim=(1, 2))
 
 
-def _upsampling(cells: int, pixels: int, mode: str) -> np.ndarray:
-    """Interpolation along one side as a matrix `[pixels, cells]`."""
-    identity = torch.eye(cells, dtype=torch.float64)[None, None]
-    stretched = F.interpolate(identity, size=(pixels, cells), mode=mode, align_corners=False)
+def _upsampled(values: np.ndarray, pixels: int, mode: str) -> np.ndarray:
+    """The columns of a matrix, interpolated to so many rows."""
+    columns = torch.from_numpy(values)[None, None]
+    stretched = F.interpolate(columns, size=(pixels, values.shape[1]), mode=mode, align_corners=False)
     return stretched[0, 0].numpy()
 
 

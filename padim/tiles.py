@@ -33,10 +33,13 @@ class Side:
         """Raises PadimError where tiles don't cover the image patch by patch, or overlap by more than half."""
         if self.pixels == self.tile:
             return
-        if self.tile % self.cells or (self.pixels - self.tile) % self.patch:
+        if self.tile % self.cells:
+            raise PadimError(f"tile: {self.tile} pixels don't divide into patches: take a multiple of 32")
+        if beyond := (self.pixels - self.tile) % self.patch:
+            below = self.pixels - beyond
             raise PadimError(
-                f"tile: {self.pixels} pixels don't divide into the patches of tiles of {self.tile}:"
-                " take multiples of 32 for both"
+                f"tile: patches of tiles of {self.tile} pixels don't end where {self.pixels} pixels do:"
+                f" instead of {self.pixels} take {below} or {below + self.patch}"
             )
         most = min(self.tile // 2, self.tile - self.patch)  # or next to every patch has a tile of its own
         if self.overlap > most:

@@ -6,8 +6,9 @@ Makes a synthetic category and, by default, random weights. Train, eval, predict
 reproduce run in this one process, where what is not released would show; in between, the same commands
 and `--watch` run as processes that are killed, find images damaged or deleted, or a disk full. Every outcome
 is checked: exit codes, that a model is whole or absent, and that a rerun completes. Memory without pages of
-files and what the allocator has free, file handles, threads and temporary files are noted after each step. They are flat if the median
-of the last quarter of the notes is not above that of the second, memory within 5 %. Exit code 1 if not.
+files and without what the allocator has free, file handles, threads and temporary files are noted after each step.
+They are flat if the median of the last quarter of the notes is not above that of the second, memory within 5 %.
+Exit code 1 if not.
 """
 
 from __future__ import annotations

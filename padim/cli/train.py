@@ -118,20 +118,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.eval = options.eval or options.report
     names = _names(options)
 
-    if options.dry_run:
-        for name in names:
-            print(_estimated(category_from(options, name), config, options), flush=True)
-        return 0
-    if options.show_augmentations:
-        for name in names:
-            print(_show_augmentations(category_from(options, name), config, options))
-        return 0
+    if options.dry_run or options.show_augmentations:
+        return _look(names, config, options)
 
     from padim.distributed import connected, local_device
 
     device = local_device(pick_device(options.device))
     with connected(device):
         return _train_all(names, config, device, options)
+
+
+def _look(names: Sequence[str], config: BaseConfig, options: argparse.Namespace) -> int:
+    """Say what training every category will take, or show what it sees; returns the exit code."""
+    look = _estimated if options.dry_run else _show_augmentations
+    failed = 0
+    for name in names:
+        try:
+            print(look(category_from(options, name), config, options), flush=True)
+        except PadimError as error:  # the other categories are looked at all the same
+            log.error("%s: %s", name, error)
+            failed += 1
+    return USER_ERROR if failed else 0
 
 
 def _train_all(names: Sequence[str], config: BaseConfig, device: str, options: argparse.Namespace) -> int:
@@ -243,7 +250,7 @@ def _train(
         Batches(loader, config.batch_size, category.name, quiet=rank() > 0),
         category.name,
         calibrate=not options.no_calibration,
-        false_alarm_rate=options.false_alarm_rate or FALSE_ALARM_RATE,
+        false_alarm_rate=options.false_alarm_rate,
         training=TrainingOptions(
             folder,
             options.checkpoint_steps,
@@ -285,19 +292,20 @@ def _estimated(category: Category, config: BaseConfig, options: argparse.Namespa
     """What training a category will take."""
     from padim.methods import detector
 
-    estimate = detector(config.method).estimate(config, len(category.train))
+    keep_moments = options.keep_moments or options.update is not None
+    estimate = detector(config.method).estimate(config, len(category.train), keep_moments)
     seconds = _rehearsed(category, config, options) if estimate.memory < available_memory_bytes() else None
     images = {"category": category.name, "images": len(category.train)}
     sizes = {"memory": estimate.memory, "model": estimate.model} | estimate.parts
     if options.json:
         return json.dumps(images | {f"{name}_bytes": size for name, size in sizes.items()} | {"seconds": seconds})
-    megabytes = ", ".join(f"{name.replace('_', ' ')} {size / 1e6:.0f} MB" for name, size in sizes.items())
-    time_taken = "more memory than is free" if seconds is None else f"about {seconds:.0f} s"
+    megabytes = ", ".join(f"{name.replace('_', ' ')} {size / 1e6:.1f} MB" for name, size in sizes.items())
+    time_taken = "more memory than is free" if seconds is None else f"about {seconds:.1f} s"
     return f"{category.name}: {len(category.train)} images, {megabytes}, {time_taken}"
 
 
 def _rehearsed(category: Category, config: BaseConfig, options: argparse.Namespace) -> float:
-    """About how many seconds training will take here: computing, or reading where that is slower."""
+    """About how many seconds training will take here."""
     from padim.data.loader import ImageLoader, stack
     from padim.data.transform import Transform
     from padim.device import seconds_of
@@ -308,10 +316,9 @@ def _rehearsed(category: Category, config: BaseConfig, options: argparse.Namespa
     samples: list[Sample] = []
     reading = seconds_of(lambda: samples.extend(loader))
     if not samples:
-        raise PadimError(f"{category.name}: there is no training image that can be read")
-    count = len(category.train)
-    computing = detector(config.method).seconds(config, stack(samples[: config.batch_size]), count, device)
-    return round(max(computing, reading / len(samples) * count), 1)
+        raise PadimError("there is no training image that can be read")
+    images, each = stack(samples[: config.batch_size]), reading / len(samples)
+    return round(detector(config.method).seconds(config, images, len(category.train), each, device), 1)
 
 
 def _show_augmentations(category: Category, config: BaseConfig, options: argparse.Namespace) -> Path:
@@ -328,7 +335,7 @@ def _show_augmentations(category: Category, config: BaseConfig, options: argpars
     kind = detector(config.method)
     rows = [kind.augmented(Image.fromarray(sample.image), config, number) for number, sample in enumerate(loader)]
     if not rows:
-        raise PadimError(f"{category.name}: there is no training image to show")
+        raise PadimError("there is no training image to show")
     path: Path = options.output / category.name / "augmentations.png"
     save_contact_sheet(path, rows)
     return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from padim.config import INTERPOLATIONS, BaseConfig, option
+from padim.config import INTERPOLATIONS, MAX_SIDE, BaseConfig, option
 
 VARIANTS = ("normal", "scar", "union", "3way")
 PLACES = ("none", "before-layer4", "last-block")
@@ -21,7 +21,7 @@ class CutPasteConfig(BaseConfig):
     method = "cutpaste"
     backbone: ClassVar[str] = "resnet18"
 
-    resize: tuple[int, ...] = option((256, 256), "shorter side, or height and width, in pixels")
+    resize: tuple[int, ...] = option((256, 256), f"shorter side, or height and width, in pixels, at most {MAX_SIDE}")
     crop: tuple[int, ...] = option((), "centre crop: a side, or height and width; nothing for none")
     interpolation: str = option("bicubic", "how images are resized", INTERPOLATIONS)
 

@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 # Enough for the statistics of folded weights; see `padim.cutpaste.network.unfold`.
 _STATISTICS_IMAGES = 64
 
+# Images of a step whose time is measured.
+_REHEARSED = 16
+
 # Bytes that a step keeps for a pixel of an image.
 _GRADIENTS = 900
 
@@ -173,7 +176,7 @@ class CutPaste(Detector):
         return config.steps > 0 or config.initial == "random"
 
     @classmethod
-    def estimate(cls, config: CutPasteConfig, images: int) -> Estimate:
+    def estimate(cls, config: CutPasteConfig, images: int, keep_moments: bool = False) -> Estimate:  # noqa: ARG003
         """As `Detector.estimate`: what a step keeps for its gradients."""
         height, width = config.image_size
         examples = config.training_batch * len(CLASSES[config.variant])
@@ -185,9 +188,10 @@ class CutPaste(Detector):
         return Estimate(LIBRARIES + 3 * weights + pixels + step, model, parts)
 
     @classmethod
-    def seconds(cls, config: CutPasteConfig, images: Tensor, count: int, device: str) -> float:
+    def seconds(cls, config: CutPasteConfig, images: Tensor, count: int, reading: float, device: str) -> float:
         """As `Detector.seconds`: so much a step, which grows with its images, and an embedding of every image."""
-        size = min(config.training_batch, len(images))
+        images = torch.cat([images, images])  # two at least
+        size = min(config.training_batch, _REHEARSED)
         untrained = dataclasses.replace(config, steps=0, training_batch=size, initial="random", select="last")
 
         def fit(steps: int) -> float:
@@ -195,7 +199,7 @@ class CutPaste(Detector):
             return seconds_of(lambda: detector.fit([images]))
 
         embedding, step = fit(0), (fit(3) - fit(1)) / 2
-        return config.steps * step * config.training_batch / size + count / len(images) * embedding
+        return count * reading + config.steps * step * config.training_batch / size + count / len(images) * embedding
 
     @property
     def remark(self) -> str | None:
@@ -242,6 +246,7 @@ class CutPaste(Detector):
         Raises:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint.
         """
+        name = options.folder.name if options.folder else "training"
         journal = Journal.of(options.folder, self.config, images, self.about.weights_sha256)
         found = journal.read_checkpoint() if options.resume else None
         if options.resume and not found:
@@ -263,7 +268,7 @@ class CutPaste(Detector):
 
         with (
             stop_requests() as stop,
-            tqdm(total=self.config.steps, initial=run.step, desc=self.about.category, unit="step", disable=None) as bar,
+            tqdm(total=self.config.steps, initial=run.step, desc=name, unit="step", disable=None) as bar,
         ):
             for step in run.steps(options.workers):
                 auroc = None

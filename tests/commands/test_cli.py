@@ -487,7 +487,7 @@ def test_tiles_from_training_to_prediction(data_root, weights_file, run, tmp_pat
     [
         (["--size", 64, "--crop", 64], "--size: give a side, or height and width, and neither --resize nor --crop"),
         (["--size", 64, 64, 64], "--size: give a side"),
-        (["--size", 64, "--tile", 96], "tile: (96,) is larger than the image of 64 x 64 pixels"),
+        (["--size", 64, "--tile", 96], "tile: 96 is larger than the image of 64 x 64 pixels"),
         (["--method", "cutpaste", "--tile", 64], "--tile is no option of the method cutpaste"),
     ],
     ids=str,
@@ -506,6 +506,11 @@ def test_a_dry_run_says_what_training_will_take(data_root, run, tmp_path, monkey
     assert (sizes["images"], sizes["moments_bytes"] > 28e6) == (8, True)  # without weights, which are not downloaded
     assert sizes["memory_bytes"] > 2 * sizes["factors_bytes"]
     assert sizes["seconds"] > 0
+    kept = json.loads(run("train", *common, "--json", "--keep-moments", "--size", 64, "--batch-size", 1).out)
+    plain = json.loads(run("train", *common, "--json", "--size", 64, "--batch-size", 1).out)
+    assert kept["model_bytes"] > plain["model_bytes"] + plain["moments_bytes"]
+    result = run("train", *common[2:], "--category", "nothing", "texture", "--size", 64)
+    assert (result.code, result.err.count("\n"), result.out.count("\n")) == (2, 1, 1)
     small = ["--method", "cutpaste", "--training-batch", 4, "--size", 64]
     steps = [json.loads(run("train", *common, "--json", *small, "--steps", count).out)["seconds"] for count in (0, 999)]
     assert steps[1] > 20 * steps[0]

@@ -318,6 +318,20 @@ def test_an_updated_model_is_one_of_all_images(random_weights, tmp_path, parts):
     assert again.about.images == 35
 
 
+def test_a_failed_update_leaves_the_model_as_it_was(random_weights):
+    images, keep = images_like(40, seed=1), TrainingOptions(keep_moments=True)
+    model = Padim(SMALL, weights=random_weights).fit([images[:8]], "parts", training=keep, false_alarm_rate=0.2)
+    expected = model.score(images[:2]).maps
+    bad = images.float() / 255
+    bad[-1] = torch.nan
+    with pytest.raises(PadimError, match="not finite"):
+        model.fit([images[:32], bad], more=True)
+    assert (model.moments.count, model.about.images) == (8, 8)
+    assert torch.equal(model.score(images[:2]).maps, expected)
+    model.fit([images[8:]], more=True)
+    assert (model.about.images, model.about.category, model.false_alarm_rate) == (40, "parts", 0.2)
+
+
 def test_an_update_takes_moments(model, random_weights):
     with pytest.raises(PadimError, match="trained without --keep-moments"):
         model.fit([images_like(3, seed=5)], more=True)

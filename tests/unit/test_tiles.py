@@ -124,11 +124,16 @@ def test_tiles_are_scored_as_images_of_their_own(random_weights, tmp_path, tile_
     assert estimate.parts["features_of_an_image"] == sum(level.nbytes for level in model.features(test[:1]))
 
 
+def test_the_tiles_of_one_image_are_too_few(random_weights):
+    with pytest.raises(PadimError, match="at least two training images, there is 1"):
+        Padim(TILED, weights=random_weights).fit([images_like(1, 1)])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"tile": (160,)}, "larger than the image of 96 x 128"),
-        ({"resize": (98, 128)}, "multiples of 32"),
+        ({"resize": (98, 128)}, "instead of 98 take 96 or 100"),
         ({"tile_overlap": 33}, "tile_overlap: 33 of 64 pixels is too much, take at most 32"),
         ({"tile": (64, 64, 64)}, "out of range"),
         ({"tile": (70, 64)}, "take 64 or 80"),

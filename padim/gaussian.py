@@ -298,8 +298,8 @@ def _check_variances(covariance: Blocks, n: int, epsilon: float) -> None:
     if n <= large:
         least = roundings * max(float(level.max()) for level in variances)
         raise PadimError(
-            f"epsilon {epsilon:g} is lost in the roundings of large variances: take more than {large} images,"
-            f" or an epsilon above {least:.1g}"
+            f"epsilon {epsilon:g} is lost in the roundings of large variances: use a larger epsilon, above {least:.1g},"
+            f" or more than {large} images"
         )
 
 

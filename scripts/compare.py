@@ -1,4 +1,4 @@
-"""How far two models of the same protocol differ on some images.
+"""How far two models with anomaly maps, of the same protocol, differ on some images.
 
     python scripts/compare.py runs/bottle/model.safetensors runs/bottle/model.onnx ROOT/bottle/test
 
@@ -24,23 +24,27 @@ def main() -> None:
     parser.add_argument("models", nargs=2, type=Path, metavar="MODEL")
     parser.add_argument("images", type=Path, metavar="FOLDER")
     options = parser.parse_args()
-    scores, maps, verdicts = [], [], []
+    maps, scores, verdicts = [], [], []
     with tempfile.TemporaryDirectory() as name:
-        found = (_predicted(model, options.images, Path(name) / str(i)) for i, model in enumerate(options.models))
-        for one, other in zip(*found, strict=True):
-            first, second = (np.load(line["raw"]) for line in (one, other))
-            maps.append(np.abs(first - second).max() / first.max())
-            scores.append(abs(one["score"] - other["score"]) / first.max())
+        first, second = (_lines(model, options.images, Path(name, str(i))) for i, model in enumerate(options.models))
+        for path in first.keys() & second.keys():
+            one, other = first[path], second[path]
+            distances = np.load(one["raw"])
+            maps.append(float(np.abs(distances - np.load(other["raw"])).max() / distances.max()))
+            scores.append(float(abs(one["score"] - other["score"]) / distances.max()))
             verdicts.append(one["verdict"] != other["verdict"])
-    figures = {"map_difference": float(max(maps)), "score_difference": float(max(scores))}
-    print(json.dumps({"images": len(maps), **figures, "other_verdicts": sum(verdicts)}))
+    if not scores:
+        sys.exit("there is no image that both have scored")
+    differences = {"map_difference": max(maps), "score_difference": max(scores)}
+    print(json.dumps({"images": len(scores), **differences, "other_verdicts": sum(verdicts)}))
 
 
-def _predicted(model: Path, images: Path, out: Path) -> list[dict[str, Any]]:
-    """The lines of padim-predict, which leaves its maps in a folder."""
+def _lines(model: Path, images: Path, out: Path) -> dict[str, dict[str, Any]]:
+    """What padim-predict says of each image that it can score, with its maps in a folder."""
     command = [sys.executable, "-m", "padim.cli.predict", "--model", str(model), "--raw", "npy", "--out", str(out)]
-    done = subprocess.run([*command, str(images)], check=True, text=True, stdout=subprocess.PIPE)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    done = subprocess.run([*command, str(images)], text=True, stdout=subprocess.PIPE)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {line["path"]: line for line in lines if "score" in line}
 
 
 if __name__ == "__main__":

@@ -46,6 +46,10 @@ KEPT_IMAGES, KEPT_BYTES = 400, 700_000_000
 _ACTIVATIONS = 3.2 * 64
 
 
+# Bytes for a pixel of images larger than what the network sees at a time: some 40 of them that are read ahead or wait.
+_PICTURES = 40 * 3
+
+
 class Padim(Detector):
     """Patch distribution modelling (Defard et al. 2020)."""
 
@@ -89,7 +93,7 @@ class Padim(Detector):
         widths = [channels for channels, _, _ in backbone.shapes]
         chosen = draw_channels(sum(widths), config.channels, config.seed)
         drawn = [len(level) for level in split_by_level(chosen, widths)]
-        _, tile_models, tiles = _tiling(config, backbone.shapes[0][1:])
+        tiling, tile_models, tiles = _tiling(config, backbone.shapes[0][1:])
         factors, features, coarser = 0, 0, 0
         for count, (_, height, width) in reversed([*zip(drawn, backbone.shapes, strict=True)]):
             coarser += count
@@ -104,7 +108,8 @@ class Padim(Detector):
         together = min(examples, max(IMAGES_AN_UPDATE, batch * tiles))
         group = together * features
         coming_in = group + activations + (factors + kept if examples > together else 0)
-        memory = LIBRARIES + 2 * weights + max(coming_in, factors + kept + 2 * group, 2 * factors)
+        pictures = _PICTURES * math.prod(config.image_size) if len(tiling) > 1 else 0
+        memory = LIBRARIES + 2 * weights + pictures + max(coming_in, factors + kept + 2 * group, 2 * factors)
         parts = {"moments": factors, "factors": factors, "features_of_an_image": tiles * features}
         kept_moments = factors + 2 * features if keep_moments else 0
         return Estimate(memory + kept_moments, factors + features + weights + kept_moments, parts)

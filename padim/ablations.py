@@ -33,10 +33,8 @@ class SumOfMaps:
         self.base = Padim(dataclasses.replace(config, channels=0), weights=weights, device=device)
         self.device = self.base.device
         self.anomaly_maps = [
-            AnomalyMap(Tiling.of(config.image_size, config.image_size, grid), config.upsampling, config.sigma).to(
-                self.device
-            )
-            for grid in self.base.pyramid.grids
+            AnomalyMap(tiling, config.upsampling, config.sigma).to(self.device)
+            for tiling in (Tiling.of(config.image_size, config.image_size, grid) for grid in self.base.pyramid.grids)
         ]
         self.gaussians: list[Gaussian] = []
 

@@ -90,11 +90,6 @@ class Tiling:
         rows, columns = (Side(*side, overlap) for side in zip(size, tile, grid, strict=True))
         return cls(rows, columns)
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the image, in pixels."""
-        return self.rows.pixels, self.columns.pixels
-
     def __len__(self) -> int:
         return len(self.rows.starts) * len(self.columns.starts)
 

@@ -39,7 +39,7 @@ def test_tiles_cover_the_image_and_overlap_as_asked(tiling):
 
 @given(tilings())
 def test_the_tiles_of_a_map_join_to_that_map(tiling):
-    maps = torch.rand(2, tiling.size[0] // PATCH, tiling.size[1] // PATCH, dtype=torch.float64)
+    maps = torch.rand(2, tiling.rows.pixels // PATCH, tiling.columns.pixels // PATCH, dtype=torch.float64)
     cut = torch.stack(
         [
             maps[:, top : top + tiling.rows.cells, left : left + tiling.columns.cells]

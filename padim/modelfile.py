@@ -71,7 +71,7 @@ def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor],
         PadimError: the file can't be read, is damaged, is not a model, or of another version or method.
     """
     with _opened(path) as (file, header):
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        tensors = tensorfile.tensors(file)
         method = header["config"].get("method", "padim")
         if method != configuration.method:
             raise PadimError(f"{path} is a model of the method {method}: padim.methods.load reads any")

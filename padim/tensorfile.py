@@ -32,3 +32,8 @@ def opened(path: Path) -> Iterator[Any]:
     """A file to read from, as `safetensors.safe_open` gives it, with its errors."""
     with utf8_path(path) as readable, safe_open(readable, framework="pt") as file:
         yield file
+
+
+def tensors(file: Any) -> dict[str, Tensor]:
+    """All tensors of a file that is `opened`, on the CPU."""
+    return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)

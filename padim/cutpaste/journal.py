@@ -97,7 +97,7 @@ class Journal:
         try:
             with tensorfile.opened(path) as file:
                 header = json.loads(file.metadata()["padim-checkpoint"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+                tensors = tensorfile.tensors(file)
             for name, value in self.run.items():
                 if header["run"][name] != value:
                     raise PadimError(

@@ -35,6 +35,7 @@ from padim.device import full_float32, seconds_of
 from padim.embedding import Pyramid, draw_channels, split_by_level
 from padim.errors import PadimError
 from padim.gaussian import IMAGES_AN_UPDATE, Blocks, Gaussian, Moments, gather
+from padim.machine import cores
 from padim.scoring import AnomalyMap, image_scores
 from padim.tiles import Tiling
 
@@ -119,19 +120,27 @@ class Padim(Detector):
         """As `Detector.seconds`: so much once, so much an image, and the network again where features aren't kept."""
         config = dataclasses.replace(config, epsilon=max(config.epsilon, 0.01))  # nothing else varies without weights
         wanted = Backbone(config.backbone, config.layers, config.tile_size).network.state_dict()
-        model = cls(config, weights={key: torch.zeros(value.shape) for key, value in wanted.items()}, device=device)
+        weights = {key: torch.zeros(value.shape) for key, value in wanted.items()}
+        model = cls(config, weights=weights, device=device)
 
         def fit(batches: int) -> float:
-            return seconds_of(lambda: model.fit([images] * batches))
+            return seconds_of(lambda: model.fit([images] * batches, calibrate=False))
+
+        def one_pass(computing: float) -> float:
+            """On the CPU the threads that read take what torch's leave of the cores."""
+            share = torch.get_num_threads() / cores() if device == "cpu" else 0
+            return max(computing, share * computing + count * reading)
 
         features = model.features(images)  # the first time is slow
-        batches = count / len(images)
+        batches, examples = count / len(images), count * model._examples
         short = fit(2)
         more = (fit(6) - short) / 4  # with an update of the moments in four
-        first = max(short + (batches - 2) * more, count * reading)
-        if _can_be_kept(count * model._examples, count * sum(level.nbytes for level in features) / len(images)):
-            return first
-        return first + max(batches * seconds_of(lambda: model.features(images)), count * reading)
+        building = seconds_of(lambda: cls(config, weights=weights, device=device))
+        first = building + one_pass(short + (batches - 2) * more)
+        calibrating = batches * seconds_of(lambda: [*model._left_out_maps([features], examples)])
+        if _can_be_kept(examples, batches * sum(level.nbytes for level in features)):
+            return first + calibrating
+        return first + one_pass(calibrating + batches * seconds_of(lambda: model.features(images)))
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Cells and drawn channels of every level, coarse to fine."""

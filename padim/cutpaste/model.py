@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
@@ -192,14 +193,16 @@ class CutPaste(Detector):
         """As `Detector.seconds`: so much a step, which grows with its images, and an embedding of every image."""
         images = torch.cat([images, images])  # two at least
         size = min(config.training_batch, _REHEARSED)
-        untrained = dataclasses.replace(config, steps=0, training_batch=size, initial="random", select="last")
-
-        def fit(steps: int) -> float:
-            detector = cls(dataclasses.replace(untrained, steps=steps), device=device)
-            return seconds_of(lambda: detector.fit([images]))
-
-        embedding, step = fit(0), (fit(3) - fit(1)) / 2
-        return count * reading + config.steps * step * config.training_batch / size + count / len(images) * embedding
+        few = dataclasses.replace(config, steps=8, frozen_steps=4, training_batch=size, select="last")
+        detector = cls(few, weights=CutPasteNetwork(config).resnet.state_dict(), device=device)
+        run = Training(detector.network, few, images.permute(0, 2, 3, 1).numpy())
+        with all_cores(detector.device):
+            steps = [(step.data_seconds + step.compute_seconds) / size for step in run.steps(TrainingOptions().workers)]
+            embedding = seconds_of(lambda: detector.embed(images)) / len(images)
+        frozen, free = statistics.median(steps[2:4]), statistics.median(steps[6:])  # the first of each are slow
+        still = min(config.steps, config.frozen_steps) if config.initial == "imagenet" else 0
+        training = config.training_batch * (still * frozen + (config.steps - still) * free)
+        return count * (reading + embedding) + training
 
     @property
     def remark(self) -> str | None:

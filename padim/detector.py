@@ -92,6 +92,7 @@ class Detector(ABC):
 
     Attributes:
         has_maps: whether there are anomaly maps, or image scores only.
+        trains_backbone: whether a fit changes the backbone's weights.
         device: where it computes.
         about: where it comes from.
         calibration: what normal images score, once fitted and where that is known.
@@ -102,6 +103,7 @@ class Detector(ABC):
 
     configuration: ClassVar[type[BaseConfig]]
     has_maps: ClassVar[bool]
+    trains_backbone: ClassVar[bool] = False
     config: Any
 
     @abstractmethod
@@ -208,8 +210,19 @@ class Detector(ABC):
 
     @classmethod
     @abstractmethod
-    def estimate(cls, config: Any, images: int, keep_moments: bool = False) -> Estimate:
-        """What a fit to so many images will take on the CPU, from formulas that `docs/scaling.md` measures."""
+    def estimate(
+        cls,
+        config: Any,
+        images: int,
+        *,
+        keep_moments: bool = False,
+        embed_backbone: bool = True,
+        storage: str = "fp32",
+    ) -> Estimate:
+        """What a fit to so many images will take on the CPU, from formulas that `docs/scaling.md` measures.
+
+        The options are those of the fit and of `save`.
+        """
 
     @classmethod
     @abstractmethod
@@ -218,6 +231,12 @@ class Detector(ABC):
 
         The weights are no real ones. Reading an image takes `reading` seconds, beside the computing.
         """
+
+    @classmethod
+    def check_embedded(cls, embed_backbone: bool) -> None:
+        """Raises PadimError if a file without the backbone's weights could not be used."""
+        if cls.trains_backbone and not embed_backbone:
+            raise PadimError("--no-embed-backbone: the network is trained, so its weights are nowhere else")
 
     @property
     def remark(self) -> str | None:
@@ -267,8 +286,9 @@ class Detector(ABC):
             storage: `fp32`, or `fp16` for half as many bytes in the large tensors, which costs digits.
 
         Raises:
-            PadimError: the detector isn't fitted, or the file can't be written.
+            PadimError: the detector isn't fitted, or the file can't be written, or would lack what was trained.
         """
+        self.check_embedded(embed_backbone)
         tensors = self.tensors(embed_backbone, STORAGES[storage])
         if self.calibration:
             tensors["normal.scores"] = torch.from_numpy(self.calibration.scores)

@@ -87,7 +87,15 @@ class Padim(Detector):
         return config.channels > 0
 
     @classmethod
-    def estimate(cls, config: Config, images: int, keep_moments: bool = False) -> Estimate:
+    def estimate(
+        cls,
+        config: Config,
+        images: int,
+        *,
+        keep_moments: bool = False,
+        embed_backbone: bool = True,
+        storage: str = "fp32",
+    ) -> Estimate:
         """As `Detector.estimate`: while features come in, while they are summed up, and while the file is written."""
         backbone = Backbone(config.backbone, config.layers, config.tile_size)
         _check_nesting(config.tile_size, [shape[1:] for shape in backbone.shapes])
@@ -113,7 +121,8 @@ class Padim(Detector):
         memory = LIBRARIES + 2 * weights + pictures + max(coming_in, factors + kept + 2 * group, 2 * factors)
         parts = {"moments": factors, "factors": factors, "features_of_an_image": tiles * features}
         kept_moments = factors + 2 * features if keep_moments else 0
-        return Estimate(memory + kept_moments, factors + features + weights + kept_moments, parts)
+        stored = factors * STORAGES[storage].itemsize // 4 + features + weights * embed_backbone + kept_moments
+        return Estimate(memory + kept_moments, stored, parts)
 
     @classmethod
     def seconds(cls, config: Config, images: Tensor, count: int, reading: float, device: str) -> float:

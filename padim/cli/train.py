@@ -146,7 +146,9 @@ def _train_all(names: Sequence[str], config: BaseConfig, device: str, options: a
     from padim.distributed import processes, rank
     from padim.methods import detector
 
-    weights = None if options.update else detector(config.method).initial_weights(config, options.weights)
+    kind = detector(config.method)
+    kind.check_embedded(not options.no_embed_backbone)
+    weights = None if options.update else kind.initial_weights(config, options.weights)
     figures: list[dict[str, Any]] = []
     failed = 0
     for name in names:
@@ -292,8 +294,15 @@ def _estimated(category: Category, config: BaseConfig, options: argparse.Namespa
     """What training a category will take."""
     from padim.methods import detector
 
-    keep_moments = options.keep_moments or options.update is not None
-    estimate = detector(config.method).estimate(config, len(category.train), keep_moments)
+    kind = detector(config.method)
+    kind.check_embedded(not options.no_embed_backbone)
+    estimate = kind.estimate(
+        config,
+        len(category.train),
+        keep_moments=options.keep_moments or options.update is not None,
+        embed_backbone=not options.no_embed_backbone,
+        storage=options.storage,
+    )
     seconds = _rehearsed(category, config, options) if estimate.memory < available_memory_bytes() else None
     images = {"category": category.name, "images": len(category.train)}
     sizes = {"memory": estimate.memory, "model": estimate.model} | estimate.parts

@@ -29,6 +29,7 @@ from padim.cutpaste.network import EMBEDDING, CutPasteNetwork, is_folded, unfold
 from padim.cutpaste.training import Training, view_generator
 from padim.detector import (
     LIBRARIES,
+    STORAGES,
     Batches,
     Detector,
     Estimate,
@@ -70,6 +71,7 @@ class CutPaste(Detector):
 
     configuration = CutPasteConfig
     has_maps = False
+    trains_backbone = True
     config: CutPasteConfig
 
     def __init__(
@@ -116,11 +118,9 @@ class CutPaste(Detector):
         density = self._fitted()
         return Scores(density(self._embed(images)), None)
 
-    def tensors(self, embed_backbone: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+    def tensors(self, embed_backbone: bool, dtype: torch.dtype) -> dict[str, Tensor]:  # noqa: ARG002 (it is)
         """As `Detector.tensors`."""
         density = self._fitted()
-        if not embed_backbone:
-            raise PadimError("--no-embed-backbone: the network was trained, so its weights are nowhere else")
         assert self.embeddings is not None
         tensors = {
             f"network.{key}": value.to(_stored(value, dtype)) for key, value in self.network.state_dict().items()
@@ -177,7 +177,15 @@ class CutPaste(Detector):
         return config.steps > 0 or config.initial == "random"
 
     @classmethod
-    def estimate(cls, config: CutPasteConfig, images: int, keep_moments: bool = False) -> Estimate:  # noqa: ARG003
+    def estimate(
+        cls,
+        config: CutPasteConfig,
+        images: int,
+        *,
+        keep_moments: bool = False,  # noqa: ARG003 (there are none)
+        embed_backbone: bool = True,  # noqa: ARG003 (it is)
+        storage: str = "fp32",
+    ) -> Estimate:
         """As `Detector.estimate`: what a step keeps for its gradients."""
         height, width = config.image_size
         examples = config.training_batch * len(CLASSES[config.variant])
@@ -185,7 +193,7 @@ class CutPaste(Detector):
         pixels = 3 * height * width * images
         weights = sum(4 * value.numel() for value in CutPasteNetwork(config).state_dict().values())
         parts = {"images": pixels, "step": step}
-        model = weights + 4 * EMBEDDING * (EMBEDDING + images)
+        model = weights * STORAGES[storage].itemsize // 4 + 4 * EMBEDDING * (EMBEDDING + images)
         return Estimate(LIBRARIES + 3 * weights + pixels + step, model, parts)
 
     @classmethod

@@ -142,6 +142,7 @@ def test_wrong_options_are_one_line(data_root, weights_file, run, tmp_path, opti
     result = run("train", *FEW, "--data", data_root, "--weights", weights_file, "--output", tmp_path, *options)
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
     assert message in result.err
+    assert not any(tmp_path.iterdir())  # said before the training, not after it
 
 
 def test_padim_has_nothing_to_resume(data_root, weights_file, run, tmp_path):

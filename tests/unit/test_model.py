@@ -353,6 +353,8 @@ def test_an_estimate_knows_the_bytes_of_moments_and_model(random_weights, tmp_pa
     assert estimate.parts["moments"] == sum(block.nbytes for row in model.moments.second for block in row)
     assert estimate.parts["features_of_an_image"] * 3 == sum(level.nbytes for level in model.features(images))
     model.moments = None
-    model.save(tmp_path / "model")
-    assert estimate.model == pytest.approx((tmp_path / "model").stat().st_size, abs=60_000)
+    for saving in ({}, {"storage": "fp16"}, {"embed_backbone": False}):
+        model.save(tmp_path / "model", **saving)
+        expected = Padim.estimate(config, 40, **saving).model
+        assert expected == pytest.approx((tmp_path / "model").stat().st_size, abs=60_000)
     assert Padim.estimate(config, 100_000).memory == Padim.estimate(config, 10**9).memory  # it does not grow

@@ -429,7 +429,7 @@ def main() -> None:
     options = arguments.parse_args()
     prepare()
     options.findings.mkdir(parents=True, exist_ok=True)
-    found = 0
+    found = False
     print("| parser | inputs | read | refused | slowest | most memory |\n| --- | ---: | ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory(dir=options.findings) as folder:
         for name, parser in parsers(Path(folder)).items():
@@ -437,13 +437,14 @@ def main() -> None:
                 continue
             path = Path(folder, parser.file)
             outcomes = []
-            count = round(options.inputs * parser.share / 100)
+            count = max(1, round(options.inputs * parser.share / 100))
             for content in tqdm(inputs(parser, count, f"{options.seed} {name}"), name, count, unit="input"):
                 outcomes.append(outcome(parser, path, content))
                 if outcomes[-1].problem:
-                    found += 1
-                    (options.findings / f"{found} {path.name}").write_bytes(content)
-                    (options.findings / f"{found}.txt").write_text(f"{name}: {outcomes[-1].problem}\n")
+                    found = True
+                    title = f"{name}, seed {options.seed}, input {len(outcomes)}"
+                    (options.findings / f"{title}{path.suffix}").write_bytes(content)
+                    (options.findings / f"{title}.txt").write_text(f"{outcomes[-1].problem}\n")
             read = sum(one.read for one in outcomes)
             slowest, most = max(one.seconds for one in outcomes), max(one.memory for one in outcomes)
             print(f"| {name} | {count} | {read} | {count - read} | {slowest:.2f} s | {most / 1e6:.0f} MB |", flush=True)

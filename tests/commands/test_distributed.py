@@ -37,11 +37,12 @@ def few(data_root, tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(("processes", "which"), [(2, "all"), (4, "all"), (4, "few")])
+@pytest.mark.parametrize(("processes", "which"), [(2, "all"), (2, "tiles"), (4, "all"), (4, "few")])
 def test_the_model_is_that_of_one_process(processes, which, data_root, few, weights_file, run, tmp_path):
     """Eight images, or three and a broken one: even and uneven shares, and one without an image."""
     root = few if which == "few" else data_root
-    where = ["--data", root, "--weights", weights_file, "--device", "cpu", "--json"]
+    tiles = ["--tile", 32, "--tile-overlap", 16] if which == "tiles" else []
+    where = ["--data", root, "--weights", weights_file, "--device", "cpu", "--json", *tiles]
     alone = run("train", *SMALL, *where, "--output", tmp_path / "alone")
     together = torchrun(processes, *where, "--output", tmp_path / "together", "--eval")
     assert (alone.code, together.returncode) == (0, 0), together.stderr

@@ -47,8 +47,9 @@ KEPT_IMAGES, KEPT_BYTES = 400, 700_000_000
 _ACTIVATIONS = 3.2 * 64
 
 
-# Bytes for a pixel of images larger than what the network sees at a time: some 40 of them that are read ahead or wait.
-_PICTURES = 40 * 3
+# Bytes for a pixel of images that are cut into tiles: of some 26 that are read ahead or being read, and of each
+# of a batch, which wait in two batches, as images and as one tensor, and while they are put together.
+_READ_AHEAD, _BATCHED = 26 * 3, 6 * 3
 
 
 class Padim(Detector):
@@ -117,8 +118,8 @@ class Padim(Detector):
         together = min(examples, max(IMAGES_AN_UPDATE, batch * tiles))
         group = together * features
         coming_in = group + activations + (factors + kept if examples > together else 0)
-        pictures = _PICTURES * math.prod(config.image_size) if len(tiling) > 1 else 0
-        memory = LIBRARIES + 2 * weights + pictures + max(coming_in, factors + kept + 2 * group, 2 * factors)
+        waiting = (_READ_AHEAD + _BATCHED * batch) * math.prod(config.image_size) if len(tiling) > 1 else 0
+        memory = LIBRARIES + 2 * weights + waiting + max(coming_in, factors + kept + 2 * group, 2 * factors)
         parts = {"moments": factors, "factors": factors, "features_of_an_image": tiles * features}
         kept_moments = factors + 2 * features if keep_moments else 0
         stored = factors * STORAGES[storage].itemsize // 4 + features + weights * embed_backbone + kept_moments

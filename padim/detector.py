@@ -70,6 +70,18 @@ class TrainingOptions:
     test: Callable[[], float] | None = None
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of a fit and of its file, by the names that `fit`, `TrainingOptions` and `save` have for it."""
+
+    calibrate: bool = True
+    more: bool = False
+    keep_moments: bool = False
+    resume: bool = False
+    embed_backbone: bool = True
+    storage: str = "fp32"
+
+
 class Estimate(NamedTuple):
     """Bytes, before any work is done.
 
@@ -92,7 +104,6 @@ class Detector(ABC):
 
     Attributes:
         has_maps: whether there are anomaly maps, or image scores only.
-        trains_backbone: whether a fit changes the backbone's weights.
         device: where it computes.
         about: where it comes from.
         calibration: what normal images score, once fitted and where that is known.
@@ -103,7 +114,6 @@ class Detector(ABC):
 
     configuration: ClassVar[type[BaseConfig]]
     has_maps: ClassVar[bool]
-    trains_backbone: ClassVar[bool] = False
     config: Any
 
     @abstractmethod
@@ -210,33 +220,21 @@ class Detector(ABC):
 
     @classmethod
     @abstractmethod
-    def estimate(
-        cls,
-        config: Any,
-        images: int,
-        *,
-        keep_moments: bool = False,
-        embed_backbone: bool = True,
-        storage: str = "fp32",
-    ) -> Estimate:
-        """What a fit to so many images will take on the CPU, from formulas that `docs/scaling.md` measures.
-
-        The options are those of the fit and of `save`.
-        """
+    def check(cls, plan: Plan) -> None:
+        """Raises PadimError for what the method can't do."""
 
     @classmethod
     @abstractmethod
-    def seconds(cls, config: Any, images: Tensor, count: int, reading: float, device: str) -> float:
+    def estimate(cls, config: Any, images: int, plan: Plan | None = None) -> Estimate:
+        """What a fit to so many images will take on the CPU, from formulas that `docs/scaling.md` measures."""
+
+    @classmethod
+    @abstractmethod
+    def seconds(cls, config: Any, images: Tensor, count: int, reading: float, device: str, *, calibrate: bool) -> float:
         """About how long a fit to `count` images will take here, from short ones to a few `[n, 3, h, w]`.
 
         The weights are no real ones. Reading an image takes `reading` seconds, beside the computing.
         """
-
-    @classmethod
-    def check_embedded(cls, embed_backbone: bool) -> None:
-        """Raises PadimError if a file without the backbone's weights could not be used."""
-        if cls.trains_backbone and not embed_backbone:
-            raise PadimError("--no-embed-backbone: the network is trained, so its weights are nowhere else")
 
     @property
     def remark(self) -> str | None:
@@ -288,7 +286,7 @@ class Detector(ABC):
         Raises:
             PadimError: the detector isn't fitted, or the file can't be written, or would lack what was trained.
         """
-        self.check_embedded(embed_backbone)
+        self.check(Plan(embed_backbone=embed_backbone, storage=storage))
         tensors = self.tensors(embed_backbone, STORAGES[storage])
         if self.calibration:
             tensors["normal.scores"] = torch.from_numpy(self.calibration.scores)

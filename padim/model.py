@@ -24,6 +24,7 @@ from padim.detector import (
     Batches,
     Detector,
     Estimate,
+    Plan,
     Scores,
     TrainingOptions,
     Weights,
@@ -88,16 +89,15 @@ class Padim(Detector):
         return config.channels > 0
 
     @classmethod
-    def estimate(
-        cls,
-        config: Config,
-        images: int,
-        *,
-        keep_moments: bool = False,
-        embed_backbone: bool = True,
-        storage: str = "fp32",
-    ) -> Estimate:
+    def check(cls, plan: Plan) -> None:
+        """As `Detector.check`."""
+        if plan.resume:
+            raise PadimError("padim fits in one pass: there is nothing to resume")
+
+    @classmethod
+    def estimate(cls, config: Config, images: int, plan: Plan | None = None) -> Estimate:
         """As `Detector.estimate`: while features come in, while they are summed up, and while the file is written."""
+        plan = plan or Plan()
         backbone = Backbone(config.backbone, config.layers, config.tile_size)
         _check_nesting(config.tile_size, [shape[1:] for shape in backbone.shapes])
         widths = [channels for channels, _, _ in backbone.shapes]
@@ -114,19 +114,22 @@ class Padim(Detector):
         batch = min(images, config.batch_size)
         activations = int(_ACTIVATIONS * height * width * batch)
         examples = images * tiles
-        kept = min(examples * features, KEPT_IMAGES * features, KEPT_BYTES)
+        kept = min(examples * features, KEPT_IMAGES * features, KEPT_BYTES) if plan.calibrate else 0
         together = min(examples, max(IMAGES_AN_UPDATE, batch * tiles))
         group = together * features
         coming_in = group + activations + (factors + kept if examples > together else 0)
         waiting = (_READ_AHEAD + _BATCHED * batch) * math.prod(config.image_size) if len(tiling) > 1 else 0
         memory = LIBRARIES + 2 * weights + waiting + max(coming_in, factors + kept + 2 * group, 2 * factors)
         parts = {"moments": factors, "factors": factors, "features_of_an_image": tiles * features}
-        kept_moments = factors + 2 * features if keep_moments else 0
-        stored = factors * STORAGES[storage].itemsize // 4 + features + weights * embed_backbone + kept_moments
-        return Estimate(memory + kept_moments, stored, parts)
+        moments = factors + 2 * features if plan.keep_moments or plan.more else 0
+        earlier = 2 * factors if plan.more else 0  # the old model, which stays until all has gone well
+        stored = factors * STORAGES[plan.storage].itemsize // 4 + features + weights * plan.embed_backbone + moments
+        return Estimate(memory + moments + earlier, stored, parts)
 
     @classmethod
-    def seconds(cls, config: Config, images: Tensor, count: int, reading: float, device: str) -> float:
+    def seconds(
+        cls, config: Config, images: Tensor, count: int, reading: float, device: str, *, calibrate: bool
+    ) -> float:
         """As `Detector.seconds`: so much once, so much an image, and the network again where features aren't kept."""
         config = dataclasses.replace(config, epsilon=max(config.epsilon, 0.01))  # nothing else varies without weights
         wanted = Backbone(config.backbone, config.layers, config.tile_size).network.state_dict()
@@ -142,12 +145,14 @@ class Padim(Detector):
             return max(computing, share * computing + count * reading)
 
         features = model.features(images)  # the first time is slow
-        batches, examples = count / len(images), count * model._examples
+        batches, examples = count / len(images), max(3, count * model._examples)
         short = fit(2)
         more = (fit(6) - short) / 4  # with an update of the moments in four
         building = seconds_of(lambda: cls(config, weights=weights, device=device))
         first = building + one_pass(short + (batches - 2) * more)
-        calibrating = batches * seconds_of(lambda: [*model._left_out_maps([features], examples)])
+        if not calibrate:
+            return first
+        calibrating = batches * seconds_of(lambda: [*model._left_out_maps(model._fitted(), [features], examples)])
         if _can_be_kept(examples, batches * sum(level.nbytes for level in features)):
             return first + calibrating
         return first + one_pass(calibrating + batches * seconds_of(lambda: model.features(images)))
@@ -210,11 +215,10 @@ class Padim(Detector):
         that can't be gone through twice, once its images are too many to keep, nor for two images.
         The scores of more images join those of the earlier ones, which are gone.
         """
-        if training.resume:
-            raise PadimError("padim fits in one pass: there is nothing to resume")
+        self.check(Plan(resume=training.resume))
         if more and self.moments is None:
             raise PadimError("the model can't take in more images: it was trained without --keep-moments")
-        # A copy, so that the model is what it was if the images are not what they should be.
+        # A copy, so that the model is what it was until all has gone well.
         earlier, before = (self.moments.copy(), self.calibration) if more and self.moments else (None, None)
         kept: list[list[Tensor]] = []
         groups = self._features_of(batches)
@@ -224,30 +228,32 @@ class Padim(Detector):
             count = moments.count // self._examples
             if count < 2:
                 raise PadimError(f"a Gaussian needs at least two training images, there is {count}")
-            self.moments = moments.copy() if training.keep_moments or more else None
-            self.gaussian = distributed.fit(moments, self.config.epsilon)
+            sums = moments.copy() if training.keep_moments or more else None
+            gaussian = distributed.fit(moments, self.config.epsilon)
             again: Iterable[Sequence[Tensor]] = kept
             if calibrate and not kept and not isinstance(batches, Iterator):
                 again = self._features_of(batches)
             tally = Tally()
             if count > 2:
-                for maps in self._left_out_maps(again, moments.count):
+                for maps in self._left_out_maps(gaussian, again, moments.count):
                     tally.add(maps)
-            self.calibration = distributed.tally(tally).calibration()
-        if more:
-            self.calibration = before.joined(self.calibration) if before and self.calibration else None
+            found = distributed.tally(tally).calibration()
+        self.gaussian, self.moments = gaussian, sums
+        self.calibration = before.joined(found) if before and found else found or before
         return count
 
     def _features_of(self, batches: Batches) -> Iterator[list[Tensor]]:
         """Features of batches of images, joined until they are enough for an update of the moments."""
         return gather(self.features(images_of(batch)) for batch in batches)
 
-    def _left_out_maps(self, groups: Iterable[Sequence[Tensor]], count: int) -> Iterator[NDArray[np.float32]]:
+    def _left_out_maps(
+        self, gaussian: Gaussian, groups: Iterable[Sequence[Tensor]], count: int
+    ) -> Iterator[NDArray[np.float32]]:
         """Anomaly maps `[n, h, w]` of groups of training images, had each been left out of the fit to `count`.
 
         Of tiles that share a model, only the one that is scored is left out, not the others of its image.
         """
-        gaussian, size = self._fitted(), max(1, self.config.batch_size // self._examples) * self._examples
+        size = max(1, self.config.batch_size // self._examples) * self._examples
         for features in groups:
             for part in zip(*(level.split(size, dim=2) for level in features), strict=True):
                 yield self._maps(gaussian.left_out_distances(part, count, self.config.epsilon)).cpu().numpy()
@@ -263,7 +269,7 @@ class Padim(Detector):
         tensors = {"channels": torch.tensor(self.channels, dtype=torch.int64)}
         for i, (mean, row) in enumerate(zip(gaussian.mean, gaussian.factors, strict=True)):
             tensors[f"mean.{i}"] = mean
-            tensors |= {f"factor.{i}.{j}": block.to(dtype) for j, block in enumerate(row)}
+            tensors |= {f"factor.{i}.{j}": _narrowed(block, dtype) for j, block in enumerate(row)}
         if self.moments:
             for i, row in enumerate(self.moments.second):
                 tensors |= {f"moments.shift.{i}": self.moments.shift[i], f"moments.total.{i}": self.moments.total[i]}
@@ -315,6 +321,12 @@ class Padim(Detector):
         if self.gaussian is None:
             raise PadimError("the model isn't fitted: call fit, or load one")
         return self.gaussian
+
+
+def _narrowed(block: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another type, unless that would overflow."""
+    narrow = block.to(dtype)
+    return narrow if bool(narrow.isfinite().all()) else block
 
 
 def _can_be_kept(images: int, size: float) -> bool:

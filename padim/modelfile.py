@@ -39,7 +39,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -84,14 +84,26 @@ def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor],
         return tensors, config, about
 
 
-def config_values(path: Path) -> dict[str, Any]:
-    """The fields of the configuration in a model file, unchecked.
+class Summary(NamedTuple):
+    """What a model file says of itself.
+
+    Attributes:
+        config: fields of the configuration, unchecked.
+        names: keys of the tensors.
+    """
+
+    config: dict[str, Any]
+    names: frozenset[str]
+
+
+def summary(path: Path) -> Summary:
+    """What there is to know of a model file before its tensors are read.
 
     Raises:
         PadimError: as `read`.
     """
-    with _opened(path) as (_, header):
-        return dict(header["config"])
+    with _opened(path) as (file, header):
+        return Summary(dict(header["config"]), frozenset(file.keys()))
 
 
 @contextmanager

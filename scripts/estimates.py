@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torchvision
 
+from padim.cli.common import positive
 from padim.data.synth import write_category
 
 # Training images, and the options of padim-train.
@@ -70,15 +71,18 @@ def train(folder: Path, images: int, options: str) -> dict[str, Any]:
 def row(folder: Path, name: str, repeat: int) -> str:
     """A line of the table."""
     images, options = CASES[name]
-    pairs = [(train(folder, images, f"{options} --dry-run"), train(folder, images, options)) for _ in range(repeat)]
+    estimates = [train(folder, images, f"{options} --dry-run") for _ in range(repeat)]
+    if any(estimate["seconds"] is None for estimate in estimates):
+        return f"| {name} | {images} | more memory than is free |"
+    runs = [train(folder, images, options) for _ in range(repeat)]
     cells = [name, str(images)]
     for before, after, unit, of in (
         ("memory_bytes", "peak_memory_bytes", 1e6, "{:.0f} MB"),
         ("model_bytes", "model_bytes", 1e6, "{:.0f} MB"),
         ("seconds", "seconds", 1, "{:.1f} s"),
     ):
-        said = statistics.median(pair[0][before] / unit for pair in pairs)
-        took = statistics.median(pair[1][after] / unit for pair in pairs)
+        said = statistics.median(estimate[before] / unit for estimate in estimates)
+        took = statistics.median(run[after] / unit for run in runs)
         cells += [of.format(said), of.format(took), f"{round(100 * (said / took - 1)):+d} %"]
     return f"| {' | '.join(cells)} |"
 
@@ -86,7 +90,7 @@ def row(folder: Path, name: str, repeat: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=CASES, default=[*CASES], metavar="NAME")
-    parser.add_argument("--repeat", type=int, default=1, metavar="N")
+    parser.add_argument("--repeat", type=positive, default=1, metavar="N")
     options = parser.parse_args()
     headings = ["image size", "images"]
     for measure in ("memory", "model", "time"):

@@ -432,8 +432,11 @@ def main() -> None:
     found = False
     print("| parser | inputs | read | refused | slowest | most memory |\n| --- | ---: | ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory(dir=options.findings) as folder:
-        for name, parser in parsers(Path(folder)).items():
-            if name not in (options.only or [name]):
+        there = parsers(Path(folder))
+        if unknown := set(options.only or []) - set(there):
+            arguments.error(f"there is no parser {', '.join(unknown)}; there are: {', '.join(map(repr, there))}")
+        for name, parser in there.items():
+            if name not in (options.only or there):
                 continue
             path = Path(folder, parser.file)
             outcomes = []

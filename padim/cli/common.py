@@ -332,7 +332,9 @@ def threshold_summary(model: Detector | Runtime, rate: float | None = None) -> d
     nothing: dict[str, float | None] = {"threshold": None, "false_alarm_rate": None, "pixel_threshold": None}
     if model.calibration is None:
         if rate:
-            raise PadimError("the model has no calibration: train it again without --no-calibration")
+            raise PadimError(
+                "the model has no calibration: train it with three images or more, without --no-calibration"
+            )
         return nothing
     if rate is None:  # what few images can vouch for is better than nothing
         wanted = max(wanted, model.calibration.smallest_rate())

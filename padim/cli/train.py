@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from padim.data.items import Category
     from padim.data.loader import ImageLoader, Sample
-    from padim.detector import Detector
+    from padim.detector import Detector, Plan
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def parser() -> Parser:
         "--update",
         type=Path,
         metavar="FILE",
-        help="model with moments that takes in the images, instead of a new one",
+        help="model with moments that takes in the images; the file stays, the result is written like a new model",
     )
     result.add_argument(
         "--storage",
@@ -81,7 +81,7 @@ def parser() -> Parser:
         default="fp32",
         help="large tensors of the model file; fp16 halves them and costs digits (default: fp32)",
     )
-    add_rate_option(result, str(FALSE_ALARM_RATE))
+    add_rate_option(result, f"{FALSE_ALARM_RATE}, or that of the updated model")
     result.add_argument(
         "--no-calibration", action="store_true", help="don't look for a threshold, which can take a second pass"
     )
@@ -147,13 +147,13 @@ def _train_all(names: Sequence[str], config: BaseConfig, device: str, options: a
     from padim.methods import detector
 
     kind = detector(config.method)
-    kind.check_embedded(not options.no_embed_backbone)
-    weights = None if options.update else kind.initial_weights(config, options.weights)
+    kind.check(_plan(options))
+    categories = _categories(names, options)
+    weights = kind.initial_weights(config, options.weights) if categories and not options.update else None
     figures: list[dict[str, Any]] = []
-    failed = 0
-    for name in names:
+    failed = len(names) - len(categories)
+    for name, category in categories.items():
         try:
-            category = category_from(options, name)
             tests = read_test_images(category, config, options) if options.eval and rank() == 0 else None
             model, summary = _train(category, config, weights, device, options, tests)
             if rank() > 0:  # the first process has all that there is to say
@@ -173,6 +173,35 @@ def _train_all(names: Sequence[str], config: BaseConfig, device: str, options: a
     return USER_ERROR if failed else 0
 
 
+def _categories(names: Sequence[str], options: argparse.Namespace) -> dict[str, Category]:
+    """The categories that there are, by their names."""
+    from padim.distributed import processes
+
+    found = {}
+    for name in names:
+        try:
+            found[name] = category_from(options, name)
+        except PadimError as error:
+            if processes() > 1:
+                raise
+            log.error("%s: %s", name, error)
+    return found
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    """What the options ask of a fit and of its file."""
+    from padim.detector import Plan
+
+    return Plan(
+        calibrate=not options.no_calibration,
+        more=options.update is not None,
+        keep_moments=options.keep_moments,
+        resume=options.resume,
+        embed_backbone=not options.no_embed_backbone,
+        storage=options.storage,
+    )
+
+
 def _updated_config(options: argparse.Namespace) -> BaseConfig:
     """The configuration of the model that is updated.
 
@@ -180,13 +209,17 @@ def _updated_config(options: argparse.Namespace) -> BaseConfig:
         PadimError: the options ask for another one, or name several categories.
     """
     from padim.methods import model_config
+    from padim.modelfile import summary
 
     given = given_fields(options)
     if given or options.config or options.preset or options.method:
         raise PadimError(f"--update keeps the configuration of {options.update}: leave the options of another one away")
     if len(options.category) > 1 or "all" in options.category:
         raise PadimError("--update is for one model: name one category")
-    return model_config(options.update)
+    config, names = model_config(options.update), summary(options.update).names
+    if config.method == "padim" and "moments.shift.0" not in names:
+        raise PadimError(f"{options.update} can't take in more images: it was trained without --keep-moments")
+    return config
 
 
 def _names(options: argparse.Namespace) -> list[str]:
@@ -238,6 +271,7 @@ def _train(
         model = load(options.update, weights=options.weights, device=device)
     else:
         model = detector(config.method)(config, weights=weights, device=device)
+    earlier = model.about.images
     seen: list[Sample] = []  # the test images, read when they are first asked for
 
     def test() -> float:
@@ -281,12 +315,14 @@ def _train(
         **threshold_summary(model),
         **model.facts,
         "seconds": round(seconds, 3),
-        "images_per_second": round(model.about.images / seconds, 2),
+        "images_per_second": round((model.about.images - earlier) / seconds, 2),
         **peak_memory(model.device),
         "model_bytes": path.stat().st_size,
         "device": device,
     }
     write_json(folder / "train.json", summary | {"config": config.to_dict()})
+    if tests and options.storage != "fp32":  # which rounds: what is evaluated is what was written
+        model = load(path, weights=options.weights, device=device)
     return model, summary
 
 
@@ -294,15 +330,9 @@ def _estimated(category: Category, config: BaseConfig, options: argparse.Namespa
     """What training a category will take."""
     from padim.methods import detector
 
-    kind = detector(config.method)
-    kind.check_embedded(not options.no_embed_backbone)
-    estimate = kind.estimate(
-        config,
-        len(category.train),
-        keep_moments=options.keep_moments or options.update is not None,
-        embed_backbone=not options.no_embed_backbone,
-        storage=options.storage,
-    )
+    kind, plan = detector(config.method), _plan(options)
+    kind.check(plan)
+    estimate = kind.estimate(config, len(category.train), plan)
     seconds = _rehearsed(category, config, options) if estimate.memory < available_memory_bytes() else None
     images = {"category": category.name, "images": len(category.train)}
     sizes = {"memory": estimate.memory, "model": estimate.model} | estimate.parts
@@ -327,7 +357,8 @@ def _rehearsed(category: Category, config: BaseConfig, options: argparse.Namespa
     if not samples:
         raise PadimError("there is no training image that can be read")
     images, each = stack(samples[: config.batch_size]), reading / len(samples)
-    return round(detector(config.method).seconds(config, images, len(category.train), each, device), 1)
+    kind, calibrate = detector(config.method), not options.no_calibration
+    return round(kind.seconds(config, images, len(category.train), each, device, calibrate=calibrate), 1)
 
 
 def _show_augmentations(category: Category, config: BaseConfig, options: argparse.Namespace) -> Path:

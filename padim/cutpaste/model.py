@@ -33,6 +33,7 @@ from padim.detector import (
     Batches,
     Detector,
     Estimate,
+    Plan,
     Scores,
     TrainingOptions,
     Weights,
@@ -71,7 +72,6 @@ class CutPaste(Detector):
 
     configuration = CutPasteConfig
     has_maps = False
-    trains_backbone = True
     config: CutPasteConfig
 
     def __init__(
@@ -93,14 +93,11 @@ class CutPaste(Detector):
 
     def learn(self, batches: Batches, calibrate: bool, training: TrainingOptions, more: bool) -> int:
         """As `Detector.learn`; all images stay in memory, at a byte a channel of a pixel."""
-        if more:
-            raise PadimError("cutpaste can't take in more images: train it again with all of them")
+        self.check(Plan(more=more, keep_moments=training.keep_moments))
         if distributed.processes() > 1:
             raise PadimError("cutpaste trains in one process: start it without torchrun")
         if self.config.select == "best-on-test" and training.test is None:
             raise PadimError("--select best-on-test needs test images: pass --eval")
-        if training.keep_moments:
-            raise PadimError("--keep-moments: cutpaste has none, train it again with all images")
         images = _collected(self.on_device(images_of(batch)) for batch in batches)
         if len(images) < 2:
             raise PadimError(f"a density needs at least two training images, there is {len(images) or 'none'}")
@@ -177,15 +174,17 @@ class CutPaste(Detector):
         return config.steps > 0 or config.initial == "random"
 
     @classmethod
-    def estimate(
-        cls,
-        config: CutPasteConfig,
-        images: int,
-        *,
-        keep_moments: bool = False,  # noqa: ARG003 (there are none)
-        embed_backbone: bool = True,  # noqa: ARG003 (it is)
-        storage: str = "fp32",
-    ) -> Estimate:
+    def check(cls, plan: Plan) -> None:
+        """As `Detector.check`."""
+        if plan.more:
+            raise PadimError("cutpaste can't take in more images: train it again with all of them")
+        if plan.keep_moments:
+            raise PadimError("--keep-moments: cutpaste has none, train it again with all images")
+        if not plan.embed_backbone:
+            raise PadimError("--no-embed-backbone: the network is trained, so its weights are nowhere else")
+
+    @classmethod
+    def estimate(cls, config: CutPasteConfig, images: int, plan: Plan | None = None) -> Estimate:
         """As `Detector.estimate`: what a step keeps for its gradients."""
         height, width = config.image_size
         examples = config.training_batch * len(CLASSES[config.variant])
@@ -193,11 +192,21 @@ class CutPaste(Detector):
         pixels = 3 * height * width * images
         weights = sum(4 * value.numel() for value in CutPasteNetwork(config).state_dict().values())
         parts = {"images": pixels, "step": step}
-        model = weights * STORAGES[storage].itemsize // 4 + 4 * EMBEDDING * (EMBEDDING + images)
+        storage = STORAGES[(plan or Plan()).storage]
+        model = weights * storage.itemsize // 4 + 4 * EMBEDDING * (EMBEDDING + images)
         return Estimate(LIBRARIES + 3 * weights + pixels + step, model, parts)
 
     @classmethod
-    def seconds(cls, config: CutPasteConfig, images: Tensor, count: int, reading: float, device: str) -> float:
+    def seconds(
+        cls,
+        config: CutPasteConfig,
+        images: Tensor,
+        count: int,
+        reading: float,
+        device: str,
+        *,
+        calibrate: bool,  # noqa: ARG003 (next to nothing)
+    ) -> float:
         """As `Detector.seconds`: so much a step, which grows with its images, and an embedding of every image."""
         images = torch.cat([images, images])  # two at least
         size = min(config.training_batch, _REHEARSED)

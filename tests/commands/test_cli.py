@@ -52,6 +52,19 @@ def test_train_writes_a_model_and_a_summary(run, data_root, weights_file, tmp_pa
     assert {path.name for path in (tmp_path / "texture").iterdir()} == {"model.safetensors", "train.json"}
 
 
+def test_a_category_that_is_not_there_downloads_nothing(run, data_root, tmp_path):
+    result = run("train", "--category", "texxture", "--data", data_root, "--output", tmp_path, *PROTOCOL)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert "texxture" in result.err
+
+
+def test_what_is_evaluated_is_what_was_written(run, data_root, weights_file, tmp_path):
+    where = ("--category", "texture", "--data", data_root, "--output", tmp_path, "--json")
+    result = run("train", *where, "--weights", weights_file, *PROTOCOL, "--storage", "fp16", "--eval")
+    written, read = json.loads(result.out.splitlines()[1]), json.loads(run("eval", *where).out)
+    assert written | {key: read[key] for key in ("seconds", "peak_memory_bytes")} == read
+
+
 def test_the_same_command_gives_the_same_model(run, data_root, weights_file, tmp_path):
     for name in ("a", "b"):
         arguments = ("--data", data_root, "--weights", weights_file, "--output", tmp_path / name, *PROTOCOL)
@@ -448,7 +461,13 @@ def test_update_takes_more_images_into_a_model(data_root, weights_file, run, tmp
     model = tmp_path / "runs/texture/model.safetensors"
     assert run("train", "--normal", tmp_path / "first", *protocol, *out, "--keep-moments").code == 0
     result = run("train", "--normal", tmp_path / "second", "--update", model, *out)
-    assert (result.code, json.loads(result.out)["images"]) == (0, len(images)), result.err
+    summary = json.loads(result.out)
+    assert (result.code, summary["images"]) == (0, len(images)), result.err
+    assert summary["images_per_second"] == pytest.approx(3 / summary["seconds"], rel=0.01)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/image.png").symlink_to(images[0])
+    dry = run("train", "--normal", tmp_path / "one", "--update", model, *out, "--dry-run")
+    assert (dry.code, json.loads(dry.out)["images"]) == (0, 1), dry.err
     updated = run("eval", "--data", data_root, "--output", tmp_path / "runs", "--json")
     assert run("train", "--normal", tmp_path / "all", *protocol, *out).code == 0
     whole = run("eval", "--data", data_root, "--output", tmp_path / "runs", "--json")
@@ -461,9 +480,10 @@ def test_update_takes_more_images_into_a_model(data_root, weights_file, run, tmp
         (["--preset", "demo"], "--update keeps the configuration"),
         ([], "trained without --keep-moments"),
     ):
-        result = run("train", "--normal", tmp_path / "second", "--update", model, *out, *options)
-        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
-        assert message in result.err
+        for look in ([], ["--dry-run"]):
+            result = run("train", "--normal", tmp_path / "second", "--update", model, *out, *options, *look)
+            assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+            assert message in result.err
     result = run("train", "--category", "all", "--data", data_root, "--update", model)
     assert (result.code, "--update is for one model" in result.err) == (2, True)
 
@@ -509,6 +529,9 @@ def test_a_dry_run_says_what_training_will_take(data_root, run, tmp_path, monkey
     kept = json.loads(run("train", *common, "--json", "--keep-moments", "--size", 64, "--batch-size", 1).out)
     plain = json.loads(run("train", *common, "--json", "--size", 64, "--batch-size", 1).out)
     assert kept["model_bytes"] > plain["model_bytes"] + plain["moments_bytes"]
+    for refused in (["--resume"], ["--method", "cutpaste", "--keep-moments"]):
+        result = run("train", *common, *refused)
+        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
     result = run("train", *common[2:], "--category", "nothing", "texture", "--size", 64)
     assert (result.code, result.err.count("\n"), result.out.count("\n")) == (2, 1, 1)
     small = ["--method", "cutpaste", "--training-batch", 4, "--size", 64]

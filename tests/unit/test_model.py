@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from scipy.spatial.distance import mahalanobis
 
 from padim import Config, Padim, PadimError
-from padim.detector import TrainingOptions
+from padim.detector import Plan, TrainingOptions
 from padim.embedding import draw_channels, embedding_concat
 
 
@@ -313,7 +313,7 @@ def test_an_updated_model_is_one_of_all_images(random_weights, tmp_path, parts):
     again = Padim.load(tmp_path / "model")
     assert again.about.images == 32
     assert torch.equal(again.score(others).maps, model.score(others).maps)
-    assert (again.calibration is None) == (min(parts) == 2)  # two images have no scores to keep
+    assert len(again.calibration.scores) == (30 if parts[0] == 2 else 32)  # two images have no scores to keep
     again.fit([others], more=True)
     assert again.about.images == 35
 
@@ -330,6 +330,26 @@ def test_a_failed_update_leaves_the_model_as_it_was(random_weights):
     assert torch.equal(model.score(images[:2]).maps, expected)
     model.fit([images[8:]], more=True)
     assert (model.about.images, model.about.category, model.false_alarm_rate) == (40, "parts", 0.2)
+
+
+def test_an_update_that_cannot_be_factorised_leaves_the_model_as_it_was(random_weights):
+    """Equal images have variances of epsilon alone, which is lost beside those of others."""
+    grey, keep = torch.full((4, 3, 64, 64), 128, dtype=torch.uint8), TrainingOptions(keep_moments=True)
+    model = Padim(replace(SMALL, epsilon=1e-9), weights=random_weights).fit([grey], training=keep)
+    expected, sums = model.score(grey).maps, model.moments.copy()
+    with pytest.raises(PadimError, match="epsilon"):
+        model.fit([images_like(6, seed=1)], more=True)
+    assert (model.moments.count, model.about.images) == (4, 4)
+    assert all(map(torch.equal, model.moments.second[0], sums.second[0]))
+    assert torch.equal(model.score(grey).maps, expected)
+
+
+def test_factors_too_large_for_half_precision_stay_as_they_are(random_weights, tmp_path):
+    grey = torch.full((4, 3, 64, 64), 128, dtype=torch.uint8)
+    model = Padim(replace(SMALL, epsilon=1e-10), weights=random_weights).fit([grey])
+    model.save(tmp_path / "model", storage="fp16")
+    blocks = zip(Padim.load(tmp_path / "model").gaussian.factors, model.gaussian.factors, strict=True)
+    assert all(torch.equal(found[-1], expected[-1]) for found, expected in blocks)  # 100,000 on the diagonal
 
 
 def test_an_update_takes_moments(model, random_weights):
@@ -355,6 +375,8 @@ def test_an_estimate_knows_the_bytes_of_moments_and_model(random_weights, tmp_pa
     model.moments = None
     for saving in ({}, {"storage": "fp16"}, {"embed_backbone": False}):
         model.save(tmp_path / "model", **saving)
-        expected = Padim.estimate(config, 40, **saving).model
+        expected = Padim.estimate(config, 40, Plan(**saving)).model
         assert expected == pytest.approx((tmp_path / "model").stat().st_size, abs=60_000)
+    kept = Padim.estimate(config, 400).memory - Padim.estimate(config, 400, Plan(calibrate=False)).memory
+    assert kept == 400 * estimate.parts["features_of_an_image"] or not config.channels  # then writing takes the most
     assert Padim.estimate(config, 100_000).memory == Padim.estimate(config, 10**9).memory  # it does not grow

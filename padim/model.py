@@ -45,7 +45,7 @@ from padim.tiles import Tiling
 KEPT_IMAGES, KEPT_BYTES = 400, 700_000_000
 
 # Bytes that the first layers take for a pixel of an image: some three maps of 64 channels at half its size.
-_ACTIVATIONS = 3.2 * 64
+_ACTIVATIONS = 3 * 64
 
 
 # Bytes for a pixel of images that are cut into tiles: of some 26 that are read ahead or being read, and of each

@@ -328,12 +328,16 @@ def _train(
 
 def _estimated(category: Category, config: BaseConfig, options: argparse.Namespace) -> str:
     """What training a category will take."""
+    from padim.files import seconds_to_write
     from padim.methods import detector
 
     kind, plan = detector(config.method), _plan(options)
     kind.check(plan)
     estimate = kind.estimate(config, len(category.train), plan)
-    seconds = _rehearsed(category, config, options) if estimate.memory < available_memory_bytes() else None
+    seconds = None
+    if estimate.memory < available_memory_bytes():
+        writing = seconds_to_write(estimate.model, options.output)
+        seconds = round(_rehearsed(category, config, options) + writing, 1)
     images = {"category": category.name, "images": len(category.train)}
     sizes = {"memory": estimate.memory, "model": estimate.model} | estimate.parts
     if options.json:
@@ -344,7 +348,7 @@ def _estimated(category: Category, config: BaseConfig, options: argparse.Namespa
 
 
 def _rehearsed(category: Category, config: BaseConfig, options: argparse.Namespace) -> float:
-    """About how many seconds training will take here."""
+    """About how many seconds training will take here, without writing the model."""
     from padim.data.loader import ImageLoader, stack
     from padim.data.transform import Transform
     from padim.device import seconds_of
@@ -358,7 +362,7 @@ def _rehearsed(category: Category, config: BaseConfig, options: argparse.Namespa
         raise PadimError("there is no training image that can be read")
     images, each = stack(samples[: config.batch_size]), reading / len(samples)
     kind, calibrate = detector(config.method), not options.no_calibration
-    return round(kind.seconds(config, images, len(category.train), each, device, calibrate=calibrate), 1)
+    return kind.seconds(config, images, len(category.train), each, device, calibrate=calibrate)
 
 
 def _show_augmentations(category: Category, config: BaseConfig, options: argparse.Namespace) -> Path:

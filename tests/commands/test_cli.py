@@ -529,7 +529,7 @@ def test_a_dry_run_says_what_training_will_take(data_root, run, tmp_path, monkey
     kept = json.loads(run("train", *common, "--json", "--keep-moments", "--size", 64, "--batch-size", 1).out)
     plain = json.loads(run("train", *common, "--json", "--size", 64, "--batch-size", 1).out)
     assert kept["model_bytes"] > plain["model_bytes"] + plain["moments_bytes"]
-    for refused in (["--resume"], ["--method", "cutpaste", "--keep-moments"]):
+    for refused in (["--resume"], ["--method", "cutpaste", "--keep-moments"], ["--output", "/proc/nothing/there"]):
         result = run("train", *common, *refused)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
     result = run("train", *common[2:], "--category", "nothing", "texture", "--size", 64)

@@ -83,7 +83,9 @@ def parser() -> Parser:
     )
     add_rate_option(result, f"{FALSE_ALARM_RATE}, or that of the updated model")
     result.add_argument(
-        "--no-calibration", action="store_true", help="don't look for a threshold, which can take a second pass"
+        "--no-calibration",
+        action="store_true",
+        help="don't look for a threshold, which can take a second pass; an update keeps its model's",
     )
     add_machine_options(result)
     result.add_argument("--eval", action="store_true", help="evaluate each model as padim-eval does, in the same run")

@@ -60,7 +60,7 @@ def model_config(path: Path) -> BaseConfig:
     """
     from padim import modelfile
 
-    values = modelfile.summary(path).config
+    values = modelfile.config_values(path)
     try:
         return configuration(values).from_dict(values)
     except PadimError as error:

@@ -47,7 +47,6 @@ KEPT_IMAGES, KEPT_BYTES = 400, 700_000_000
 # Bytes that the first layers take for a pixel of an image: some two and a half maps of 64 channels at half its size.
 _ACTIVATIONS = 2.5 * 64
 
-
 # Bytes for a pixel of images that are cut into tiles: of some 26 that are read ahead or being read, and of each
 # of a batch, which wait in two batches, as images and as one tensor, and while they are put together.
 _READ_AHEAD, _BATCHED = 26 * 3, 6 * 3

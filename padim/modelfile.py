@@ -39,7 +39,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -84,26 +84,24 @@ def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor],
         return tensors, config, about
 
 
-class Summary(NamedTuple):
-    """What a model file says of itself.
-
-    Attributes:
-        config: fields of the configuration, unchecked.
-        names: keys of the tensors.
-    """
-
-    config: dict[str, Any]
-    names: frozenset[str]
-
-
-def summary(path: Path) -> Summary:
-    """What there is to know of a model file before its tensors are read.
+def config_values(path: Path) -> dict[str, Any]:
+    """The fields of the configuration in a model file, unchecked.
 
     Raises:
         PadimError: as `read`.
     """
-    with _opened(path) as (file, header):
-        return Summary(dict(header["config"]), frozenset(file.keys()))
+    with _opened(path) as (_, header):
+        return dict(header["config"])
+
+
+def has_moments(path: Path) -> bool:
+    """Whether a model file carries what an update takes.
+
+    Raises:
+        PadimError: as `read`.
+    """
+    with _opened(path) as (file, _):
+        return "moments.shift.0" in file.keys()  # noqa: SIM118 (not a mapping)
 
 
 @contextmanager

@@ -211,15 +211,15 @@ def _updated_config(options: argparse.Namespace) -> BaseConfig:
         PadimError: the options ask for another one, or name several categories.
     """
     from padim.methods import model_config
-    from padim.modelfile import summary
+    from padim.modelfile import has_moments
 
     given = given_fields(options)
     if given or options.config or options.preset or options.method:
         raise PadimError(f"--update keeps the configuration of {options.update}: leave the options of another one away")
     if len(options.category) > 1 or "all" in options.category:
         raise PadimError("--update is for one model: name one category")
-    config, names = model_config(options.update), summary(options.update).names
-    if config.method == "padim" and "moments.shift.0" not in names:
+    config = model_config(options.update)
+    if config.method == "padim" and not has_moments(options.update):
         raise PadimError(f"{options.update} can't take in more images: it was trained without --keep-moments")
     return config
 

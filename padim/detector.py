@@ -228,14 +228,6 @@ class Detector(ABC):
     def estimate(cls, config: Any, images: int, plan: Plan | None = None) -> Estimate:
         """What a fit to so many images will take on the CPU, from formulas that `docs/scaling.md` measures."""
 
-    @classmethod
-    @abstractmethod
-    def seconds(cls, config: Any, images: Tensor, count: int, reading: float, device: str, *, calibrate: bool) -> float:
-        """About how long a fit to `count` images will take here, from short ones to a few `[n, 3, h, w]`.
-
-        The weights are no real ones. Reading an image takes `reading` seconds, beside the computing.
-        """
-
     @property
     def remark(self) -> str | None:
         """What has to be said beside the detector's figures."""

@@ -20,9 +20,6 @@ from padim.errors import PadimError
 _PREFIX, _SUFFIX = ".padim-", ".tmp"
 _ABANDONED = 3600.0  # seconds, after which nobody writes there any more
 
-# Bytes that tell how fast a folder is.
-_SAMPLE = 16_000_000
-
 
 def check_writable(folder: Path) -> None:
     """Make a folder if need be, and make sure that files can be written there, before long work starts.
@@ -35,25 +32,6 @@ def check_writable(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise PadimError(f"can't write to the folder {folder}: {error.strerror or error}") from error
-
-
-def seconds_to_write(size: int, folder: Path) -> float:
-    """About how long so many bytes take to write in a folder, which need not be there yet, from a few of them.
-
-    Raises:
-        PadimError: nothing can be written there.
-    """
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
-    content = os.urandom(_SAMPLE)  # which no file system makes smaller
-    start = time.perf_counter()
-    try:
-        with tempfile.TemporaryFile(dir=there) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise PadimError(f"can't write to the folder {there}: {error.strerror or error}") from error
-    return (time.perf_counter() - start) * size / _SAMPLE
 
 
 def write_text(path: Path, text: str) -> None:

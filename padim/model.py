@@ -32,11 +32,10 @@ from padim.detector import (
     take,
     weights_from,
 )
-from padim.device import full_float32, seconds_of
+from padim.device import full_float32
 from padim.embedding import Pyramid, draw_channels, split_by_level
 from padim.errors import PadimError
 from padim.gaussian import IMAGES_AN_UPDATE, Blocks, Gaussian, Moments, gather
-from padim.machine import cores
 from padim.scoring import AnomalyMap, image_scores
 from padim.tiles import Tiling
 
@@ -124,37 +123,6 @@ class Padim(Detector):
         earlier = 2 * factors if plan.more else 0  # the old model, which stays until all has gone well
         stored = factors * STORAGES[plan.storage].itemsize // 4 + features + weights * plan.embed_backbone + moments
         return Estimate(memory + moments + earlier, stored, parts)
-
-    @classmethod
-    def seconds(
-        cls, config: Config, images: Tensor, count: int, reading: float, device: str, *, calibrate: bool
-    ) -> float:
-        """As `Detector.seconds`: so much once, so much an image, and the network again where features aren't kept."""
-        config = dataclasses.replace(config, epsilon=max(config.epsilon, 0.01))  # nothing else varies without weights
-        wanted = Backbone(config.backbone, config.layers, config.tile_size).network.state_dict()
-        weights = {key: torch.zeros(value.shape) for key, value in wanted.items()}
-        model = cls(config, weights=weights, device=device)
-
-        def fit(batches: int) -> float:
-            return seconds_of(lambda: model.fit([images] * batches, calibrate=False))
-
-        def one_pass(computing: float) -> float:
-            """On the CPU the threads that read take what torch's leave of the cores."""
-            share = torch.get_num_threads() / cores() if device == "cpu" else 0
-            return max(computing, share * computing + count * reading)
-
-        features = model.features(images)  # the first time is slow
-        batches, examples = count / len(images), max(3, count * model._examples)
-        short = fit(2)
-        more = (fit(6) - short) / 4  # with an update of the moments in four
-        building = seconds_of(lambda: cls(config, weights=weights, device=device))
-        first = building + one_pass(short + (batches - 2) * more)
-        if not calibrate:
-            return first
-        calibrating = batches * seconds_of(lambda: [*model._left_out_maps(model._fitted(), [features], examples)])
-        if _can_be_kept(examples, batches * sum(level.nbytes for level in features)):
-            return first + calibrating
-        return first + one_pass(calibrating + batches * seconds_of(lambda: model.features(images)))
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Cells and drawn channels of every level, coarse to fine."""
@@ -328,18 +296,13 @@ def _narrowed(block: Tensor, dtype: torch.dtype) -> Tensor:
     return narrow if bool(narrow.isfinite().all()) else block
 
 
-def _can_be_kept(images: int, size: float) -> bool:
-    """Whether the features of so many images, or tiles of a common model, and so many bytes stay in memory."""
-    return images <= KEPT_IMAGES and size <= KEPT_BYTES
-
-
 def _keeping(groups: Iterable[list[Tensor]], kept: list[list[Tensor]]) -> Iterator[list[Tensor]]:
     """The groups, which are also put into `kept`; that is empty at the end if they are too many."""
     images, size = 0, 0
     for features in groups:
         images += features[0].shape[2]
         size += sum(level.nbytes for level in features)
-        if _can_be_kept(images, size):
+        if images <= KEPT_IMAGES and size <= KEPT_BYTES:
             kept.append(features)
         else:
             kept.clear()

@@ -1,9 +1,9 @@
 """What padim-train --dry-run says that training takes, and what it takes.
 
-    python scripts/estimates.py [--only NAME ...] [--repeat 1]
+    python scripts/estimates.py [--only NAME ...]
 
-Fits synthetic images with random weights and prints a table in Markdown: peak memory, size of the model file and
-seconds, each as estimated and as measured; of several runs, the medians.
+Fits synthetic images with random weights and prints a table in Markdown: peak memory and size of the model file,
+each as estimated and as measured.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,6 @@ from typing import Any
 import torch
 import torchvision
 
-from padim.cli.common import positive
 from padim.data.synth import write_category
 
 # Training images, and the options of padim-train.
@@ -72,37 +70,26 @@ def train(folder: Path, images: int, options: str) -> dict[str, Any]:
     return found
 
 
-def row(folder: Path, name: str, repeat: int) -> str:
+def row(folder: Path, name: str) -> str:
     """A line of the table."""
     images, options = CASES[name]
-    estimates = [train(folder, images, f"{options} --dry-run") for _ in range(repeat)]
-    if any(estimate["seconds"] is None for estimate in estimates):
-        return f"| {name} | {images} | more memory than is free |"
-    runs = [train(folder, images, options) for _ in range(repeat)]
+    estimate, run = (train(folder, images, f"{options} {look}") for look in ("--dry-run", ""))
     cells = [name, str(images)]
-    for before, after, unit, of in (
-        ("memory_bytes", "peak_memory_bytes", 1e6, "{:.0f} MB"),
-        ("model_bytes", "model_bytes", 1e6, "{:.0f} MB"),
-        ("seconds", "seconds", 1, "{:.1f} s"),
-    ):
-        said = statistics.median(estimate[before] / unit for estimate in estimates)
-        took = statistics.median(run[after] / unit for run in runs)
-        cells += [of.format(said), of.format(took), f"{round(100 * (said / took - 1)):+d} %"]
+    for before, after in (("memory_bytes", "peak_memory_bytes"), ("model_bytes", "model_bytes")):
+        said, took = estimate[before] / 1e6, run[after] / 1e6
+        cells += [f"{said:.0f} MB", f"{took:.0f} MB", f"{round(100 * (said / took - 1)):+d} %"]
     return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=CASES, default=[*CASES], metavar="NAME")
-    parser.add_argument("--repeat", type=positive, default=1, metavar="N")
     options = parser.parse_args()
-    headings = ["image size", "images"]
-    for measure in ("memory", "model", "time"):
-        headings += [f"{measure}, estimated", "measured", ""]
+    headings = ["image size", "images", "memory, estimated", "measured", "", "model, estimated", "measured", ""]
     print(f"| {' | '.join(headings)} |\n|{' --- |' * len(headings)}")
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
-            print(row(Path(folder), name, options.repeat), flush=True)
+            print(row(Path(folder), name), flush=True)
 
 
 if __name__ == "__main__":

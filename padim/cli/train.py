@@ -47,9 +47,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Training images that a dry run reads.
-_REHEARSED = 32
-
 
 def parser() -> Parser:
     """The command's options."""
@@ -93,7 +90,7 @@ def parser() -> Parser:
     result.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the memory to expect on the CPU, the model's size and about how long it will take, and stop",
+        help="print the memory to expect on the CPU and the model's size, and stop",
     )
     steps = result.add_argument_group("training of many steps")
     steps.add_argument(
@@ -330,41 +327,18 @@ def _train(
 
 def _estimated(category: Category, config: BaseConfig, options: argparse.Namespace) -> str:
     """What training a category will take."""
-    from padim.files import seconds_to_write
     from padim.methods import detector
 
     kind, plan = detector(config.method), _plan(options)
     kind.check(plan)
     estimate = kind.estimate(config, len(category.train), plan)
-    seconds = None
-    if estimate.memory < available_memory_bytes():
-        writing = seconds_to_write(estimate.model, options.output)
-        seconds = round(_rehearsed(category, config, options) + writing, 1)
     images = {"category": category.name, "images": len(category.train)}
     sizes = {"memory": estimate.memory, "model": estimate.model} | estimate.parts
     if options.json:
-        return json.dumps(images | {f"{name}_bytes": size for name, size in sizes.items()} | {"seconds": seconds})
+        return json.dumps(images | {f"{name}_bytes": size for name, size in sizes.items()})
     megabytes = ", ".join(f"{name.replace('_', ' ')} {size / 1e6:.1f} MB" for name, size in sizes.items())
-    time_taken = "more memory than is free" if seconds is None else f"about {seconds:.1f} s"
-    return f"{category.name}: {len(category.train)} images, {megabytes}, {time_taken}"
-
-
-def _rehearsed(category: Category, config: BaseConfig, options: argparse.Namespace) -> float:
-    """About how many seconds training will take here, without writing the model."""
-    from padim.data.loader import ImageLoader, stack
-    from padim.data.transform import Transform
-    from padim.device import seconds_of
-    from padim.methods import detector
-
-    device = pick_device(options.device)
-    loader = ImageLoader(category.train[:_REHEARSED], Transform.of(config), workers=options.workers)
-    samples: list[Sample] = []
-    reading = seconds_of(lambda: samples.extend(loader))
-    if not samples:
-        raise PadimError("there is no training image that can be read")
-    images, each = stack(samples[: config.batch_size]), reading / len(samples)
-    kind, calibrate = detector(config.method), not options.no_calibration
-    return kind.seconds(config, images, len(category.train), each, device, calibrate=calibrate)
+    warning = ", more memory than is free" if estimate.memory > available_memory_bytes() else ""
+    return f"{category.name}: {len(category.train)} images, {megabytes}{warning}"
 
 
 def _show_augmentations(category: Category, config: BaseConfig, options: argparse.Namespace) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
@@ -25,7 +24,7 @@ from padim.cutpaste.augment import CLASSES, views
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.density import GaussianDensity, KernelDensity
 from padim.cutpaste.journal import Journal, Row
-from padim.cutpaste.network import EMBEDDING, CutPasteNetwork, is_folded, unfold
+from padim.cutpaste.network import EMBEDDING, CutPasteNetwork
 from padim.cutpaste.training import Training, view_generator
 from padim.detector import (
     LIBRARIES,
@@ -41,17 +40,11 @@ from padim.detector import (
     take,
     weights_from,
 )
-from padim.device import all_cores, arithmetic, full_float32, seconds_of
+from padim.device import all_cores, arithmetic, full_float32
 from padim.errors import PadimError
 from padim.stopping import stop_requests
 
 log = logging.getLogger(__name__)
-
-# Enough for the statistics of folded weights; see `padim.cutpaste.network.unfold`.
-_STATISTICS_IMAGES = 64
-
-# Images of a step whose time is measured.
-_REHEARSED = 16
 
 # Bytes that a step keeps for a pixel of an image.
 _GRADIENTS = 900
@@ -77,7 +70,7 @@ class CutPaste(Detector):
     def __init__(
         self, config: CutPasteConfig | None = None, *, weights: Weights | None = None, device: str = "cpu"
     ) -> None:
-        """As `Detector`; weights without layer4 leave it random."""
+        """As `Detector`."""
         super().__init__(config, device=device)
         self.network = CutPasteNetwork(self.config)
         if self.config.initial == "imagenet":
@@ -196,31 +189,6 @@ class CutPaste(Detector):
         model = weights * storage.itemsize // 4 + 4 * EMBEDDING * (EMBEDDING + images)
         return Estimate(LIBRARIES + 3 * weights + pixels + step, model, parts)
 
-    @classmethod
-    def seconds(
-        cls,
-        config: CutPasteConfig,
-        images: Tensor,
-        count: int,
-        reading: float,
-        device: str,
-        *,
-        calibrate: bool,  # noqa: ARG003 (next to nothing)
-    ) -> float:
-        """As `Detector.seconds`: so much a step, which grows with its images, and an embedding of every image."""
-        images = torch.cat([images, images])  # two at least
-        size = min(config.training_batch, _REHEARSED)
-        few = dataclasses.replace(config, steps=8, frozen_steps=4, training_batch=size, select="last")
-        detector = cls(few, weights=CutPasteNetwork(config).resnet.state_dict(), device=device)
-        run = Training(detector.network, few, images.permute(0, 2, 3, 1).numpy())
-        with all_cores(detector.device):
-            steps = [(step.data_seconds + step.compute_seconds) / size for step in run.steps(TrainingOptions().workers)]
-            embedding = seconds_of(lambda: detector.embed(images)) / len(images)
-        frozen, free = statistics.median(steps[2:4]), statistics.median(steps[6:])  # the first of each are slow
-        still = min(config.steps, config.frozen_steps) if config.initial == "imagenet" else 0
-        training = config.training_batch * (still * frozen + (config.steps - still) * free)
-        return count * (reading + embedding) + training
-
     @property
     def remark(self) -> str | None:
         """As `Detector.remark`."""
@@ -271,8 +239,6 @@ class CutPaste(Detector):
         found = journal.read_checkpoint() if options.resume else None
         if options.resume and not found:
             log.warning("there is no %s to resume: starting with the first step", journal.checkpoint)
-        if is_folded(self.network) and not found:
-            unfold(self.network, self._batches(images[:_STATISTICS_IMAGES]))
         run = Training(self.network, self.config, images)
         best = _Best()
         if found:

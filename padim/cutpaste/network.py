@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -15,8 +13,6 @@ from padim.backbones import Normalisation, StateDict, is_counter, matching
 from padim.cutpaste.augment import CLASSES
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.sspcab import SSPCAB
-
-log = logging.getLogger(__name__)
 
 EMBEDDING = 512  # channels of ResNet18's last layer
 _PROJECTION = 128
@@ -88,66 +84,12 @@ class CutPasteNetwork(nn.Module):
         return self.classes(self.head(embeddings)), error
 
     def load_pretrained(self, weights: StateDict) -> None:
-        """Take the backbone's weights; a layer4 that they lack stays random, which is said.
+        """Take the backbone's weights.
 
         Raises:
-            PadimError: another key is missing, or one has another shape or values that are not finite.
+            PadimError: a key is missing, or one has another shape or values that are not finite.
         """
-        own = {key: value for key, value in self.resnet.state_dict().items() if not is_counter(key)}
-        wanted = {key: value for key, value in own.items() if key in weights or not key.startswith("layer4.")}
+        wanted = {key: value for key, value in self.resnet.state_dict().items() if not is_counter(key)}
         taken = matching(weights, wanted, "resnet18")
-        if len(taken) < len(own):
-            log.warning("the weights have no layer4: it starts at random")
         self.resnet.load_state_dict(taken, strict=False)
         self.pretrained = frozenset(f"resnet.{key}" for key, _ in self.resnet.named_parameters() if key in taken)
-
-
-def is_folded(network: CutPasteNetwork) -> bool:
-    """Whether the statistics of the pretrained BatchNorms were folded into the convolutions before them."""
-    return "resnet.bn1.weight" in network.pretrained and not bool(network.resnet.bn1.running_mean.any())
-
-
-@torch.no_grad()
-def unfold(network: CutPasteNetwork, batches: Iterable[Tensor]) -> None:
-    """Give folded BatchNorms the statistics of images again, without a change to what the network computes.
-
-    In training a BatchNorm divides by the deviation of its batch. One whose scale was folded into
-    the convolution would lose it there; with the deviation as its weight and the mean in its bias,
-    training starts from the network that the weights describe.
-
-    Args:
-        network: in evaluation mode.
-        batches: of images `[n, 3, h, w]`.
-    """
-    norms = [
-        norm
-        for name, norm in network.named_modules()
-        if isinstance(norm, nn.BatchNorm2d) and f"{name}.weight" in network.pretrained
-    ]
-    sums: dict[nn.Module, Tensor] = {norm: torch.zeros(2, norm.num_features, dtype=torch.float64) for norm in norms}
-    counts: dict[nn.Module, int] = dict.fromkeys(norms, 0)
-
-    def add(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-        values = inputs[0].cpu().double().transpose(0, 1).flatten(1)
-        sums[norm] += torch.stack([values.sum(dim=1), values.square().sum(dim=1)])
-        counts[norm] += values.shape[1]
-
-    hooks = [norm.register_forward_pre_hook(add) for norm in norms]
-    for images in batches:
-        network.embed(images)
-    for hook in hooks:
-        hook.remove()
-    for norm in norms:
-        mean, square = sums[norm] / counts[norm]
-        variance = square - mean.square()
-        running_mean, running_var = (
-            buffer.cpu().double() for buffer in (norm.running_mean, norm.running_var) if buffer is not None
-        )
-        scale = norm.weight.cpu().double() / (running_var + norm.eps).sqrt()
-        state = {
-            "weight": scale * (variance + norm.eps).sqrt(),
-            "bias": norm.bias.cpu().double() + scale * (mean - running_mean),
-            "running_mean": mean,
-            "running_var": variance,
-        }
-        norm.load_state_dict(state, strict=False)

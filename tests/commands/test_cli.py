@@ -525,23 +525,18 @@ def test_a_dry_run_says_what_training_will_take(data_root, run, tmp_path, monkey
     sizes = json.loads(result.out)
     assert (sizes["images"], sizes["moments_bytes"] > 28e6) == (8, True)  # without weights, which are not downloaded
     assert sizes["memory_bytes"] > 2 * sizes["factors_bytes"]
-    assert sizes["seconds"] > 0
     kept = json.loads(run("train", *common, "--json", "--keep-moments", "--size", 64, "--batch-size", 1).out)
     plain = json.loads(run("train", *common, "--json", "--size", 64, "--batch-size", 1).out)
     assert kept["model_bytes"] > plain["model_bytes"] + plain["moments_bytes"]
-    for refused in (["--resume"], ["--method", "cutpaste", "--keep-moments"], ["--output", "/proc/nothing/there"]):
+    for refused in (["--resume"], ["--method", "cutpaste", "--keep-moments"]):
         result = run("train", *common, *refused)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
     result = run("train", *common[2:], "--category", "nothing", "texture", "--size", 64)
     assert (result.code, result.err.count("\n"), result.out.count("\n")) == (2, 1, 1)
-    small = ["--method", "cutpaste", "--training-batch", 4, "--size", 64]
-    steps = [json.loads(run("train", *common, "--json", *small, "--steps", count).out)["seconds"] for count in (0, 999)]
-    assert steps[1] > 20 * steps[0]
     monkeypatch.setattr("padim.cli.train.available_memory_bytes", lambda: 10e9)
     cutpaste = run("train", *common, "--method", "cutpaste", "--json")
     assert json.loads(cutpaste.out)["memory_bytes"] > 10e9
-    assert json.loads(cutpaste.out)["seconds"] is None
     result = run("train", *common, "--method", "cutpaste")
     assert result.out.startswith("texture: 8 images, memory ")
-    assert result.out.endswith("more memory than is free\n")
+    assert result.out.endswith("MB, more memory than is free\n")
     assert not any(tmp_path.iterdir())

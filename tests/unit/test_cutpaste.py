@@ -26,7 +26,7 @@ from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.density import GaussianDensity, KernelDensity
 from padim.cutpaste.journal import CHECKPOINT, LOG
 from padim.cutpaste.model import CutPaste
-from padim.cutpaste.network import CutPasteNetwork, is_folded, unfold
+from padim.cutpaste.network import CutPasteNetwork
 from padim.cutpaste.sspcab import SSPCAB
 from padim.cutpaste.training import Training
 from padim.detector import TrainingOptions
@@ -186,64 +186,16 @@ def test_the_network_is_resnet18_but_for_the_block(place):
     assert sum(isinstance(module, SSPCAB) for module in network.modules()) == (place != "none")
 
 
-def test_unfolding_changes_training_and_not_the_network():
-    torch.manual_seed(0)
-    plain = torchvision.models.resnet18()
-    for norm in (module for module in plain.modules() if isinstance(module, torch.nn.BatchNorm2d)):
-        torch.nn.init.uniform_(norm.weight, 0.5, 2)
-        torch.nn.init.uniform_(norm.bias, -1, 1)
-    images = torch.rand(16, 3, 64, 64)
-    trained = CutPasteNetwork(SMALL)
-    trained.load_pretrained(plain.state_dict())
-    for norm in (module for module in trained.modules() if isinstance(module, torch.nn.BatchNorm2d)):
-        norm.momentum = 1.0
-    with torch.no_grad():
-        trained.train()
-        trained.embed(images)  # statistics that belong to the weights
-    trained.eval()
-    weights = trained.resnet.state_dict()
-
-    folded = dict(weights)
-    convolutions = [key.removesuffix(".weight") for key, value in weights.items() if value.dim() == 4]
-    for conv in convolutions:
-        norm = conv.replace("conv", "bn") if "conv" in conv else conv.replace(".0", ".1")
-        norm = f"{conv.rpartition('.')[0]}.1" if "downsample" in conv else norm
-        scale = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + 1e-5).sqrt()
-        folded[f"{conv}.weight"] = weights[f"{conv}.weight"] * scale[:, None, None, None]
-        folded[f"{norm}.bias"] = weights[f"{norm}.bias"] - scale * weights[f"{norm}.running_mean"]
-        folded[f"{norm}.weight"] = torch.ones_like(scale)
-        folded[f"{norm}.running_mean"] = torch.zeros_like(scale)
-        folded[f"{norm}.running_var"] = torch.ones_like(scale) - 1e-5
+def test_the_backbone_takes_all_of_its_weights(random_weights):
     network = CutPasteNetwork(SMALL)
-    network.load_pretrained(folded)
-    network.eval()
-    assert is_folded(network)
-    assert not is_folded(trained)
-
-    with torch.no_grad():
-        truth, before = trained.embed(images)[0], network.embed(images)[0]
-        unfold(network, images.split(8))
-        after = network.embed(images)[0]
-        torch.testing.assert_close(before, truth, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(after, truth, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(network.train().embed(images)[0], truth, rtol=1e-2, atol=1e-2)
-    assert not is_folded(network)
-
-
-def test_weights_without_layer4_leave_it_random_and_say_so(caplog):
-    weights = torchvision.models.resnet18().state_dict()
-    partial = {key: value for key, value in weights.items() if not key.startswith(("layer4", "fc"))}
-    network = CutPasteNetwork(SMALL)
-    start = network.resnet.layer4[0].conv1.weight.clone()
-    network.load_pretrained(partial)
-    assert "no layer4: it starts at random" in caplog.text
-    assert torch.equal(network.resnet.layer4[0].conv1.weight, start)
-    assert torch.equal(network.resnet.layer3[0].conv1.weight, partial["layer3.0.conv1.weight"])
-    assert not any("layer4" in name for name in network.pretrained)
-    with pytest.raises(PadimError, match=r"no key 'layer1.0.conv1.weight'"):
-        network.load_pretrained({key: value for key, value in weights.items() if key != "layer1.0.conv1.weight"})
+    network.load_pretrained(random_weights)
+    assert torch.equal(network.resnet.layer4[0].conv1.weight, random_weights["layer4.0.conv1.weight"])
+    assert {name.removeprefix("resnet.") for name in network.pretrained} <= set(random_weights)
+    for key in ("layer1.0.conv1.weight", "layer4.1.bn2.bias"):
+        with pytest.raises(PadimError, match=f"no key '{key}'"):
+            network.load_pretrained({name: value for name, value in random_weights.items() if name != key})
     with pytest.raises(PadimError, match=r"'conv1.weight' of shape \[1\], expected \[64, 3, 7, 7\]"):
-        network.load_pretrained(weights | {"conv1.weight": torch.zeros(1)})
+        network.load_pretrained(random_weights | {"conv1.weight": torch.zeros(1)})
 
 
 @pytest.fixture(scope="module")

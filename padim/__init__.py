@@ -11,11 +11,11 @@ from padim.errors import PadimError
 
 if TYPE_CHECKING:
     from padim.cutpaste.model import CutPaste
-    from padim.detector import Scores
+    from padim.detectors.contract import Scores
     from padim.model import Padim
 
 __version__ = "0.1.0"
-_LAZY = {"CutPaste": "padim.cutpaste.model", "Padim": "padim.model", "Scores": "padim.detector"}
+_LAZY = {"CutPaste": "padim.cutpaste.model", "Padim": "padim.model", "Scores": "padim.detectors.contract"}
 __all__ = ["Config", "CutPaste", "CutPasteConfig", "Padim", "PadimError", "Scores"]
 
 

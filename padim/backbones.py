@@ -20,9 +20,9 @@ from torch.fx.experimental.optimization import fuse
 from torchvision.models import WeightsEnum
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from padim.device import arithmetic
 from padim.errors import PadimError, first_line
-from padim.files import utf8_path
+from padim.storage.files import utf8_path
+from padim.system.device import arithmetic
 
 StateDict = Mapping[str, Tensor]
 

@@ -100,7 +100,7 @@ class BaseConfig:
         return {"method": self.method, **dataclasses.asdict(self)}
 
     def to_toml(self) -> str:
-        """The same as a TOML document, which `padim.methods.read_config` reads back."""
+        """The same as a TOML document, which `padim.detectors.registry.read_config` reads back."""
         # TOML writes these values as JSON does.
         return "".join(f"{name} = {json.dumps(value)}\n" for name, value in self.to_dict().items())
 

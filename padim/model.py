@@ -13,12 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from padim import distributed
-from padim.about import About
 from padim.backbones import Backbone, digest
 from padim.calibration import Tally
 from padim.config import Config
-from padim.detector import (
+from padim.detectors.contract import (
     LIBRARIES,
     STORAGES,
     Batches,
@@ -32,11 +30,13 @@ from padim.detector import (
     take,
     weights_from,
 )
-from padim.device import full_float32
 from padim.embedding import Pyramid, draw_channels, split_by_level
 from padim.errors import PadimError
-from padim.gaussian import IMAGES_AN_UPDATE, Blocks, Gaussian, Moments, gather
+from padim.gaussian.shared import IMAGES_AN_UPDATE, Blocks, Gaussian, Moments, gather
 from padim.scoring import AnomalyMap, image_scores
+from padim.storage.provenance import About
+from padim.system import distributed
+from padim.system.device import full_float32
 from padim.tiles import Tiling
 
 # The features of so many training images are kept for the calibration, if they take no more than so many bytes:

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from padim.config import PRECISIONS, BaseConfig, Config, kinds, preset_path
+from padim.detectors.registry import CONFIGURATIONS, read_config
 from padim.errors import PadimError
-from padim.machine import cores, peak_memory_bytes
-from padim.methods import CONFIGURATIONS, read_config
+from padim.system.machine import cores, peak_memory_bytes
 
 if TYPE_CHECKING:
     import torch
 
     from padim.data.items import Category
     from padim.data.loader import ImageLoader, Sample
-    from padim.detector import Detector
-    from padim.runtime import Runtime
+    from padim.deploy.runtime import Runtime
+    from padim.detectors.contract import Detector
 
 log = logging.getLogger(__name__)
 
@@ -285,7 +285,7 @@ def pick_device(name: str) -> str:
     """
     import torch
 
-    from padim.device import find_device
+    from padim.system.device import find_device
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from padim.config import BaseConfig
     from padim.data.items import Category
     from padim.data.loader import ImageLoader
-    from padim.detector import Detector
-    from padim.evaluate import ImageResult
+    from padim.detectors.contract import Detector
+    from padim.evaluation.evaluate import ImageResult
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _load_and_evaluate(category: str, options: argparse.Namespace) -> dict[str, Any]:
-    from padim.methods import load
+    from padim.detectors.registry import load
 
     model = load(
         options.output / category / "model.safetensors",
@@ -138,8 +138,8 @@ def evaluate_category(
     model: Detector, category: str, loader: ImageLoader, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Evaluate a model on its category; writes `eval.json`, and a report if asked for, and returns the figures."""
-    from padim.evaluate import evaluate_model
-    from padim.files import write_json
+    from padim.evaluation.evaluate import evaluate_model
+    from padim.storage.files import write_json
 
     start = time.perf_counter()
     batch_size = options.batch_size or model.config.batch_size

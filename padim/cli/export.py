@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = parser().parse_args(arguments)
 
-    from padim.export import export_onnx
-    from padim.methods import load
+    from padim.deploy.export import export_onnx
+    from padim.detectors.registry import load
 
     path = options.out or options.model.with_suffix(".onnx")
     if path.suffix.lower() != ".onnx":

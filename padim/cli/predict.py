@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from padim.data.items import Item
     from padim.data.loader import ImageLoader, Sample
     from padim.data.transform import Transform
-    from padim.detector import Detector
+    from padim.deploy.runtime import Runtime, Scores
+    from padim.deploy.stream import Record, Stamp, Watch
+    from padim.detectors.contract import Detector
     from padim.report.pictures import Pictures
-    from padim.runtime import Runtime, Scores
-    from padim.watch import Record, Stamp, Watch
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +141,8 @@ def _predict(options: argparse.Namespace) -> int:
 def _watch(options: argparse.Namespace) -> int:
     """Score what appears in a folder, a line each."""
     from padim.data.loader import batched
-    from padim.stopping import stop_requests
-    from padim.watch import Record, Watch
+    from padim.deploy.stream import Record, Watch
+    from padim.system.signals import stop_requests
 
     settle = 1.0 if options.settle is None else options.settle
     watch = Watch(options.watch, settle, options.out)
@@ -257,7 +257,7 @@ class _Predictor:
 
     def _line(self, sample: Sample, score: float, anomaly_map: NDArray[np.float32] | None) -> dict[str, Any]:
         """The verdict on a sample; regions are those of an anomalous one."""
-        from padim.regions import anomalous_regions
+        from padim.evaluation.regions import anomalous_regions
 
         assert sample.original is not None  # the loader keeps it
         threshold, pixel_threshold = self.verdict["threshold"], self.verdict["pixel_threshold"]
@@ -278,7 +278,7 @@ class _Predictor:
 
 def _predictor(options: argparse.Namespace) -> _Predictor:
     from padim.data.transform import Transform
-    from padim.files import check_writable
+    from padim.storage.files import check_writable
 
     model, score = _load(options)
     if options.out and not model.has_maps:
@@ -301,7 +301,7 @@ def _predictor(options: argparse.Namespace) -> _Predictor:
 
 def _load(options: argparse.Namespace) -> tuple[Detector | Runtime, Callable[[NDArray[np.uint8]], Scores]]:
     """The model, and how it scores images `[n, h, w, 3]`. Exported models do without torch."""
-    from padim.runtime import Runtime, Scores
+    from padim.deploy.runtime import Runtime, Scores
 
     if options.model.suffix.lower() == ".onnx":
         if options.weights or options.precision or options.device != "auto":
@@ -311,7 +311,7 @@ def _load(options: argparse.Namespace) -> tuple[Detector | Runtime, Callable[[ND
 
     import torch
 
-    from padim.methods import load
+    from padim.detectors.registry import load
 
     model = load(
         options.model, weights=options.weights, device=pick_device(options.device), precision=options.precision

@@ -21,11 +21,11 @@ from padim.cli.common import (
 )
 from padim.config import BACKBONES
 from padim.errors import PadimError
-from padim.machine import cores
+from padim.system.machine import cores
 
 if TYPE_CHECKING:
     from padim.data.items import Category
-    from padim.reproduce import Experiment, Row, Run
+    from padim.reproduction.experiments import Experiment, Row, Run
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
 
     from padim.backbones import digest
-    from padim.detector import weights_from
-    from padim.files import check_writable
-    from padim.reproduce import ablation, ablations, preset, table
+    from padim.detectors.contract import weights_from
+    from padim.reproduction.experiments import ablation, ablations, preset, table
+    from padim.storage.files import check_writable
 
     names = ablations() if "all" in options.ablation else options.ablation
     experiments = [*map(preset, options.preset), *map(ablation, names)] or [preset("pytorch-r18")]
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _categories(options: argparse.Namespace) -> tuple[list[Category], int]:
     """The categories that there are, and how many of those that were named are not."""
     from padim.data.layouts import categories, find_category
-    from padim.published import GROUPS
+    from padim.reproduction.published import GROUPS
 
     there = categories(options.data)
     every = "all" in options.category
@@ -125,7 +125,7 @@ def _runs(
     experiment: Experiment, found: Sequence[Category], digests: Mapping[str, str], options: argparse.Namespace
 ) -> list[Run]:
     """The runs of an experiment: its seeds on every category."""
-    from padim.reproduce import Run
+    from padim.reproduction.experiments import Run
 
     folder, sha256 = options.output / experiment.name, digests[experiment.config.backbone]
     return [
@@ -141,7 +141,7 @@ def _execute(runs: Sequence[Run], files: Mapping[str, Path], options: argparse.N
 
     from tqdm import tqdm
 
-    from padim.jobs import execute, most_jobs
+    from padim.reproduction.jobs import execute, most_jobs
 
     todo = [run for run in runs if run.result() is None]
     device = pick_device(options.device)
@@ -171,7 +171,7 @@ def _weights_files(entries: Sequence[str], backbones: Sequence[str]) -> dict[str
 def _print(tables: Mapping[str, Sequence[Row]], as_json: bool) -> None:
     import dataclasses
 
-    from padim.report.tables import as_rows
+    from padim.reproduction.tables import as_rows
 
     for name, rows in tables.items():
         if as_json:
@@ -182,8 +182,8 @@ def _print(tables: Mapping[str, Sequence[Row]], as_json: bool) -> None:
 
 def _write(folder: Path, tables: Mapping[str, Sequence[Row]]) -> None:
     """Write the tables of each experiment beside its results."""
-    from padim.files import write_text
-    from padim.report.tables import as_csv, as_html, as_markdown
+    from padim.reproduction.tables import as_csv, as_html, as_markdown
+    from padim.storage.files import write_text
 
     for experiment, rows in tables.items():
         for suffix, text in (("csv", as_csv), ("md", as_markdown), ("html", as_html)):

@@ -34,7 +34,7 @@ from padim.cli.common import (
 from padim.cli.eval import evaluate_category, read_test_images, table
 from padim.config import FALSE_ALARM_RATE, BaseConfig
 from padim.errors import PadimError
-from padim.machine import available_memory_bytes
+from padim.system.machine import available_memory_bytes
 
 if TYPE_CHECKING:
     import argparse
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from padim.data.items import Category
     from padim.data.loader import ImageLoader, Sample
-    from padim.detector import Detector, Plan
+    from padim.detectors.contract import Detector, Plan
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run or options.show_augmentations:
         return _look(names, config, options)
 
-    from padim.distributed import connected, local_device
+    from padim.system.distributed import connected, local_device
 
     device = local_device(pick_device(options.device))
     with connected(device):
@@ -142,8 +142,8 @@ def _look(names: Sequence[str], config: BaseConfig, options: argparse.Namespace)
 
 def _train_all(names: Sequence[str], config: BaseConfig, device: str, options: argparse.Namespace) -> int:
     """Train every category, and evaluate it if asked for; returns the exit code."""
-    from padim.distributed import processes, rank
-    from padim.methods import detector
+    from padim.detectors.registry import detector
+    from padim.system.distributed import processes, rank
 
     kind = detector(config.method)
     kind.check(_plan(options))
@@ -174,7 +174,7 @@ def _train_all(names: Sequence[str], config: BaseConfig, device: str, options: a
 
 def _categories(names: Sequence[str], options: argparse.Namespace) -> dict[str, Category]:
     """The categories that there are, by their names."""
-    from padim.distributed import processes
+    from padim.system.distributed import processes
 
     found = {}
     for name in names:
@@ -189,7 +189,7 @@ def _categories(names: Sequence[str], options: argparse.Namespace) -> dict[str, 
 
 def _plan(options: argparse.Namespace) -> Plan:
     """What the options ask of a fit and of its file."""
-    from padim.detector import Plan
+    from padim.detectors.contract import Plan
 
     return Plan(
         calibrate=not options.no_calibration,
@@ -207,8 +207,8 @@ def _updated_config(options: argparse.Namespace) -> BaseConfig:
     Raises:
         PadimError: the options ask for another one, or name several categories.
     """
-    from padim.methods import model_config
-    from padim.modelfile import has_moments
+    from padim.detectors.registry import model_config
+    from padim.storage.modelfile import has_moments
 
     given = given_fields(options)
     if given or options.config or options.preset or options.method:
@@ -251,11 +251,11 @@ def _train(
     from padim.data.layouts import EXPECTED
     from padim.data.loader import ImageLoader
     from padim.data.transform import Transform
-    from padim.detector import TrainingOptions
-    from padim.distributed import rank, share, total
-    from padim.evaluate import evaluate_model
-    from padim.files import check_writable, write_json
-    from padim.methods import detector, load
+    from padim.detectors.contract import TrainingOptions
+    from padim.detectors.registry import detector, load
+    from padim.evaluation.evaluate import evaluate_model
+    from padim.storage.files import check_writable, write_json
+    from padim.system.distributed import rank, share, total
 
     items = category.train
     if not items:
@@ -327,7 +327,7 @@ def _train(
 
 def _estimated(category: Category, config: BaseConfig, options: argparse.Namespace) -> str:
     """What training a category will take."""
-    from padim.methods import detector
+    from padim.detectors.registry import detector
 
     kind, plan = detector(config.method), _plan(options)
     kind.check(plan)
@@ -347,7 +347,7 @@ def _show_augmentations(category: Category, config: BaseConfig, options: argpars
 
     from padim.data.loader import ImageLoader
     from padim.data.transform import Transform
-    from padim.methods import detector
+    from padim.detectors.registry import detector
     from padim.report.contact import save_contact_sheet
 
     items = category.train[: options.show_augmentations]

@@ -16,17 +16,15 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from padim import distributed
-from padim.about import About
 from padim.backbones import StateDict, digest
 from padim.calibration import Calibration
 from padim.cutpaste.augment import CLASSES, views
+from padim.cutpaste.checkpoint import Journal, Row
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.density import GaussianDensity, KernelDensity
-from padim.cutpaste.journal import Journal, Row
 from padim.cutpaste.network import EMBEDDING, CutPasteNetwork
 from padim.cutpaste.training import Training, view_generator
-from padim.detector import (
+from padim.detectors.contract import (
     LIBRARIES,
     STORAGES,
     Batches,
@@ -40,9 +38,11 @@ from padim.detector import (
     take,
     weights_from,
 )
-from padim.device import all_cores, arithmetic, full_float32
 from padim.errors import PadimError
-from padim.stopping import stop_requests
+from padim.storage.provenance import About
+from padim.system import distributed
+from padim.system.device import all_cores, arithmetic, full_float32
+from padim.system.signals import stop_requests
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from padim.cutpaste.augment import views
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.network import CutPasteNetwork
 from padim.data.loader import yield_to_the_model
-from padim.device import arithmetic
 from padim.errors import PadimError
+from padim.system.device import arithmetic
 
 # Batches that are being made while one is learned from.
 _AHEAD = 2

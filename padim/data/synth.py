@@ -17,7 +17,7 @@ from PIL import Image
 
 from padim.data.items import GOOD
 from padim.errors import PadimError
-from padim.files import atomic_write
+from padim.storage.files import atomic_write
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from padim.files import atomic_write
+from padim.storage.files import atomic_write
 
 _LINE = 14  # pixels, for the names of the columns
 

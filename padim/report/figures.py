@@ -10,8 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from padim.files import atomic_write, write_text
-from padim.metrics import PRO_LIMIT, Curve
+from padim.evaluation.metrics import PRO_LIMIT, Curve
+from padim.storage.files import atomic_write, write_text
 
 # Of the palette of Okabe and Ito, which colour-blind people can tell apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"

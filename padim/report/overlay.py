@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from padim.data.transform import Box
-from padim.files import atomic_write
 from padim.report.colours import ColourScale
+from padim.storage.files import atomic_write
 
 _OPACITY = 0.5
 _FRAME = (160, 160, 160)

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from padim.data.items import GOOD
-from padim.evaluate import ImageResult
-from padim.files import write_text
-from padim.metrics import Curve, Floats, Metrics, pro_curve
+from padim.evaluation.evaluate import ImageResult
+from padim.evaluation.metrics import Curve, Floats, Metrics, pro_curve
 from padim.report.colours import ColourScale
 from padim.report.figures import as_svg, embedding_figure, histogram_figure, pro_figure, roc_figure, save_figure
 from padim.report.overlay import outline
+from padim.storage.files import write_text
 
 # Class of a card -> what it says.
 _VERDICTS = {

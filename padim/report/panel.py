@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from padim.files import atomic_write
 from padim.report.colours import COLOUR_MAP, ColourScale
+from padim.storage.files import atomic_write
 
 
 def save_panel(

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from padim.files import atomic_write
 from padim.report.colours import ColourScale
+from padim.storage.files import atomic_write
 
 
 def save_npy(path: Path, anomaly_map: NDArray[np.floating]) -> None:

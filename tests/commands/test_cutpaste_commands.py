@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from test_watch import LIMIT, until
 
-from padim import reproduce
+from padim.reproduction import experiments as reproduce
 
 FEW = [
     *("--method", "cutpaste", "--resize", 32, 32, "--training-batch", 4, "--steps", 4, "--frozen-steps", 1),

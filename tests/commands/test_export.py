@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import padim
-from padim import Padim, PadimError, export
-from padim.runtime import Runtime
+from padim import Padim, PadimError
+from padim.deploy import export
+from padim.deploy.runtime import Runtime
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from padim import PadimError
-from padim.watch import Record, Stamp, Watch
+from padim.deploy.stream import Record, Stamp, Watch
 
 LIMIT = 60.0  # seconds; only for a test that would hang otherwise
 
@@ -176,7 +176,7 @@ def test_what_the_machine_is_to_blame_for_is_tried_again(model, data_root, tmp_p
     """The first image meets a disk error, another has a name too long for a picture's, one is a pipe."""
     from padim.cli.predict import main
     from padim.data import images
-    from padim.watch import Watch as Real
+    from padim.deploy.stream import Watch as Real
 
     folder, source = tmp_path / "in", data_root / "texture/test/good/000.png"
     folder.mkdir()
@@ -199,7 +199,7 @@ def test_what_the_machine_is_to_blame_for_is_tried_again(model, data_root, tmp_p
             return super().finished(record)
 
     monkeypatch.setattr(images.Image, "open", once_broken)
-    monkeypatch.setattr("padim.watch.Watch", UntilDone)
+    monkeypatch.setattr("padim.deploy.stream.Watch", UntilDone)
     command = ["--model", model, "--watch", folder, "--settle", 0, "--out", tmp_path / "out", "--workers", 1]
     assert main([*map(str, command)]) == 0
     out, err = capsys.readouterr()

@@ -15,7 +15,9 @@ SMALL = ["--category", "texture", "--resize", 64, 64, "--crop", "--channels", 20
 LIMIT = 120.0  # seconds; only for a test that would hang otherwise
 
 _FORKSERVER = get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(["padim.cli.train", "padim.cli.predict", "padim.cli.reproduce", "padim.reproduce"])
+_FORKSERVER.set_forkserver_preload(
+    ["padim.cli.train", "padim.cli.predict", "padim.cli.reproduce", "padim.reproduction.experiments"]
+)
 
 
 class Command:

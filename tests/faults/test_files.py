@@ -19,8 +19,8 @@ from padim import Padim, PadimError
 from padim import model as padim_model
 from padim.cli.common import Batches
 from padim.data.loader import ImageLoader
-from padim.detector import Scores
-from padim.runtime import Runtime
+from padim.deploy.runtime import Runtime
+from padim.detectors.contract import Scores
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Every parser of foreign bytes: a short run of scripts/fuzz.py, and what its long runs have found."""
+"""Every parser of foreign bytes: a short run of tests/fuzz/fuzz.py, and what its long runs have found."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from padim.backbones import digest, read_weights
 from padim.cutpaste.config import CutPasteConfig
 from padim.data.images import read_mask
 from padim.data.items import Category
+from padim.detectors.registry import load, read_config
 from padim.errors import ImageError
-from padim.methods import load, read_config
 from padim.scoring import AnomalyMap
 from padim.tiles import Tiling
 
@@ -34,7 +34,7 @@ INPUTS = 500
 DEEP = "[" * 100_000
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")  # of what is damaged
-fuzz = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "scripts/fuzz.py")))
+fuzz = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "tests/fuzz/fuzz.py")))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from padim import Config, Padim
 from padim.data.layouts import find_category
 from padim.data.loader import ImageLoader, stack
 from padim.data.transform import Transform
-from padim.gaussian import Gaussian, Moments
+from padim.gaussian.shared import Gaussian, Moments
 
 KEYS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_f1_max", "image_f1_max")
 
@@ -96,7 +96,7 @@ def test_wide_resnet_with_550_channels_fits_in_4_gib(shared, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_number_of_images(pytestconfig):
-    script = pytestconfig.rootpath / "scripts/memory.py"
+    script = pytestconfig.rootpath / "scripts/measure/memory.py"
     printed = subprocess.run([sys.executable, script], check=True, stdout=subprocess.PIPE).stdout
     few, many = map(json.loads, printed.splitlines())
     assert (few["images"], many["images"]) == (200, 5000)

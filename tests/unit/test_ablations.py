@@ -12,8 +12,8 @@ from conftest import SMALL
 from scipy.ndimage import gaussian_filter
 
 from padim import Padim
-from padim.ablations import PcaPadim, SumOfMaps
 from padim.embedding import embedding_concat
+from padim.reproduction.ablations import PcaPadim, SumOfMaps
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from padim import Padim, PadimError, model
 from padim.calibration import PIXEL_RATES, Calibration, Tally
 from padim.data.transform import Box
-from padim.regions import anomalous_regions
+from padim.evaluation.regions import anomalous_regions
 
 
 def of_scores(scores):

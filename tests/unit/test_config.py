@@ -11,7 +11,7 @@ import pytest
 
 from padim import Config, CutPasteConfig, PadimError
 from padim.config import preset_path
-from padim.methods import read_config
+from padim.detectors.registry import read_config
 
 CHECKOUT = Path(__file__).parents[2]
 PRESETS = sorted((CHECKOUT / "configs").glob("*.toml"))

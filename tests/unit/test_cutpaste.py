@@ -22,14 +22,14 @@ from sklearn.neighbors import KernelDensity as SklearnDensity
 
 from padim import PadimError
 from padim.cutpaste.augment import CLASSES, jittered, views, with_patch, with_scar
+from padim.cutpaste.checkpoint import CHECKPOINT, LOG
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.density import GaussianDensity, KernelDensity
-from padim.cutpaste.journal import CHECKPOINT, LOG
 from padim.cutpaste.model import CutPaste
 from padim.cutpaste.network import CutPasteNetwork
 from padim.cutpaste.sspcab import SSPCAB
 from padim.cutpaste.training import Training
-from padim.detector import TrainingOptions
+from padim.detectors.contract import TrainingOptions
 
 SMALL = CutPasteConfig(
     initial="random",

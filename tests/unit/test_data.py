@@ -21,8 +21,8 @@ from padim.data.items import Item, collect_images
 from padim.data.layouts import find_category
 from padim.data.loader import ImageLoader, batched, stack
 from padim.data.transform import Box, Transform
+from padim.detectors.registry import read_config
 from padim.errors import ImageError
-from padim.methods import read_config
 
 
 @pytest.fixture

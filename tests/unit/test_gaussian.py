@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import mahalanobis
 
-from padim import PadimError, dense, gaussian
+from padim import PadimError
 from padim.embedding import Pyramid, embedding_concat
-from padim.gaussian import Gaussian, Moments, gather
+from padim.gaussian import dense
+from padim.gaussian import shared as gaussian
+from padim.gaussian.shared import Gaussian, Moments, gather
 
 # Grids and channels of each level, coarse to fine.
 CASES = {

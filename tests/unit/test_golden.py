@@ -16,7 +16,7 @@ import torch
 from golden.recipe import images, weights
 
 from padim import CutPaste, Padim
-from padim.runtime import Runtime
+from padim.deploy.runtime import Runtime
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SCORES = json.loads((GOLDEN / "scores.json").read_text())

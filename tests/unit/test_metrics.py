@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from padim.metrics import Curve, evaluate, pro_curve
+from padim.evaluation.metrics import Curve, evaluate, pro_curve
 
 
 def regions_of(mask):

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from scipy.spatial.distance import mahalanobis
 
 from padim import Config, Padim, PadimError
-from padim.detector import Plan, TrainingOptions
+from padim.detectors.contract import Plan, TrainingOptions
 from padim.embedding import draw_channels, embedding_concat
 
 
@@ -293,7 +293,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(model, model_fi
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("padim.tensorfile.save_file", fails)
+    monkeypatch.setattr("padim.storage.tensorfile.save_file", fails)
     with pytest.raises(PadimError, match=r"can't write .*model\.safetensors: No space left"):
         model.save(model_file)
     assert model_file.read_bytes() == before

@@ -14,9 +14,9 @@ from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 
 from padim import Padim, PadimError
-from padim.gaussian import Gaussian, Moments
+from padim.gaussian.shared import Gaussian, Moments
 
-numerics = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "scripts/numerics.py")))
+numerics = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "scripts/measure/numerics.py")))
 
 
 @pytest.mark.parametrize("name", numerics.CONDITIONS)

@@ -11,12 +11,13 @@ from dataclasses import replace
 import pytest
 from conftest import SMALL
 
-from padim import Padim, PadimError, jobs, published
-from padim.ablations import PcaPadim, SumOfMaps
+from padim import Padim, PadimError
 from padim.data.layouts import find_category
-from padim.jobs import execute
-from padim.report.tables import as_csv, as_html, as_markdown
-from padim.reproduce import Experiment, Run, ablation, ablations, preset, table
+from padim.reproduction import jobs, published
+from padim.reproduction.ablations import PcaPadim, SumOfMaps
+from padim.reproduction.experiments import Experiment, Run, ablation, ablations, preset, table
+from padim.reproduction.jobs import execute
+from padim.reproduction.tables import as_csv, as_html, as_markdown
 
 
 def figures(image, pixel=0.9, aupro=0.8):

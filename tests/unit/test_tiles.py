@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from padim import Config, Padim, PadimError
-from padim.detector import TrainingOptions
+from padim.detectors.contract import TrainingOptions
 from padim.tiles import Tiling
 
 PATCH = 4

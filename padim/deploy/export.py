@@ -1,0 +1,188 @@
+"""The model as one ONNX file: normalisation, network, distances, map and image score.
+
+| name     | kind                        | what                                                     |
+| -------- | --------------------------- | -------------------------------------------------------- |
+| `images` | input, uint8 [n, 3, h, w]   | RGB, resized and cropped as the configuration says       |
+| `scores` | output, float32 [n]         | image scores                                             |
+| `maps`   | output, float32 [n, h, w]   | anomaly maps, from a detector that has them              |
+
+n is free. The metadata has one entry, `padim`: a JSON object of `version` (1), `config` and `about`
+as in the model file, `dimensions`, of the space of the distances, and `calibration`, the scores and pixel
+quantiles of `padim.calibration`, or null. Tensors beyond what one ONNX file can hold, 2 GiB, lie in a second
+one beside it, which bears its name, a digest and `.data`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from padim.backbones import digest
+from padim.deploy.runtime import VERSION, Runtime
+from padim.detectors.contract import Detector
+from padim.errors import PadimError
+from padim.storage.files import atomic_write
+
+# How far ONNX Runtime may lie from torch, relative to the largest distance.
+TOLERANCE = 1e-3
+
+# Bytes of tensors in one file; protobuf's limit is 2 GiB, and the graph takes some of it.
+LARGEST_FILE = 2**31 - 2**24
+
+# Tensors of fewer numbers stay in float32: they are next to nothing.
+_FEW = 1024
+
+
+class _Scorer(nn.Module):
+    """A fitted detector as a function of images alone."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        for name, value in vars(detector).items():
+            if isinstance(value, nn.Module):  # so that its weights are known as weights
+                self.add_module(name, value)
+        self._detector = detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Image scores `[n]` of uint8 images `[n, 3, h, w]`, and maps `[n, h, w]` where there are any."""
+        scores = self._detector.forward(images)
+        return (scores.images,) if scores.maps is None else (scores.images, scores.maps)
+
+
+class Exported(NamedTuple):
+    """What was written.
+
+    Attributes:
+        files: the ONNX file, and the second one where there is one.
+        largest_difference: between the maps, or scores, of ONNX Runtime and of torch on random images, relative to
+            the largest distance.
+    """
+
+    files: list[Path]
+    largest_difference: float
+
+
+def export_onnx(model: Detector, path: Path, storage: str = "fp32") -> Exported:
+    """Write a fitted detector as ONNX, whole or not at all, once ONNX Runtime agrees with it.
+
+    Args:
+        model: on the CPU.
+        path: where to; by convention `model.onnx`.
+        storage: `fp32`, or `fp16` for half as many bytes; the arithmetic is float32 either way.
+
+    Raises:
+        PadimError: a package is missing, the file can't be written, or the difference is above `TOLERANCE`.
+    """
+    try:
+        import onnx_ir
+        import onnxscript  # noqa: F401 (torch's exporter needs it)
+    except ImportError as error:
+        raise PadimError("exporting needs more packages: pip install 'padim-toolkit[onnx]'") from error
+
+    height, width = model.config.image_size
+    images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    graph = _graph(model, images)
+    graph.metadata_props["padim"] = json.dumps(_header(model))
+    if storage == "fp16":
+        _halve(graph)
+    tensors = (value.const_value for value in graph.graph.initializers.values())
+    beside = None
+    if sum(tensor.nbytes for tensor in tensors) > LARGEST_FILE:
+        content = digest(model.tensors(embed_backbone=True, dtype=torch.float32))
+        beside = path.with_name(f"{path.name}.{storage}-{content[:16]}.data")
+    with atomic_write(path) as temporary:
+        onnx_ir.save(graph, temporary, format="protobuf", external_data=beside and beside.name)
+        difference = _difference(model, temporary, images)
+        if not difference <= TOLERANCE:
+            raise PadimError(
+                f"ONNX Runtime differs from torch by {difference:.1e}, more than {TOLERANCE:g}: not written;"
+                f" {'take --storage fp32' if storage == 'fp16' else 'the versions of torch and onnx may not match'}"
+            )
+        if beside:
+            temporary.with_name(beside.name).replace(beside)
+    for old in path.parent.iterdir():  # of what this file replaces
+        if old != beside and re.fullmatch(rf"{re.escape(path.name)}\.fp(32|16)-[0-9a-f]{{16}}\.data", old.name):
+            old.unlink()
+    return Exported([path, beside] if beside else [path], difference)
+
+
+def _graph(model: Detector, images: Tensor) -> Any:
+    """The detector as onnx_ir has it."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's remarks are for its authors
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)
+        scorer = _Scorer(model).eval()
+        program = torch.onnx.export(
+            scorer,
+            (images,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["scores", "maps"][: len(scorer(images))],
+            dynamic_shapes={"images": {0: torch.export.Dim("n")}},
+            verbose=False,
+        )
+    assert program is not None
+    # The exporter notes the lines of code behind every node, with the paths they have on this machine.
+    return ClearMetadataAndDocStringPass()(program.model).model
+
+
+def _halve(model: Any) -> None:
+    """Keep large tensors in half precision, with a cast to float32 behind each; those that overflow stay."""
+    import onnx_ir
+
+    graph = model.graph
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < _FEW:
+            continue
+        with np.errstate(over="ignore"):
+            half = tensor.numpy().astype(np.float16)
+        if not np.isfinite(half).all():
+            continue
+        stored = onnx_ir.val(f"{name}.fp16", const_value=onnx_ir.tensor(half, name=f"{name}.fp16"))
+        cast = onnx_ir.node("Cast", [stored], {"to": onnx_ir.DataType.FLOAT.value})
+        cast.outputs[0].name = f"{name}.fp32"
+        value.replace_all_uses_with(cast.outputs[0])
+        del graph.initializers[name]
+        graph.register_initializer(stored)
+        graph.insert_before(graph[0], cast)
+
+
+def _header(model: Detector) -> dict[str, object]:
+    calibration = None
+    if model.calibration:
+        pixels = model.calibration.pixels
+        calibration = {
+            "scores": model.calibration.scores.tolist(),
+            "pixels": None if pixels is None else pixels.tolist(),
+        }
+    return {
+        "version": VERSION,
+        "config": model.config.to_dict(),
+        "about": dataclasses.asdict(model.about),
+        "dimensions": model.dimensions,
+        "calibration": calibration,
+    }
+
+
+def _difference(model: Detector, path: Path, images: Tensor) -> float:
+    """The largest difference, relative to the largest distance, for batches of one and of several."""
+    runtime = Runtime.load(path)
+    differences = []
+    for batch in (images, images[:1]):
+        expected, found = model.score(batch), runtime.score(batch.permute(0, 2, 3, 1).numpy())
+        for ours, theirs in ((expected.images, found.images), (expected.maps, found.maps)):
+            if ours is not None and theirs is not None:
+                differences.append(float(np.abs(theirs - ours.numpy()).max() / ours.abs().max()))
+    return max(differences)

@@ -1,0 +1,157 @@
+"""Scoring with an exported model: NumPy, Pillow and ONNX Runtime, without torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from padim.calibration import PIXEL_RATES, Calibration
+from padim.config import BaseConfig
+from padim.data.transform import Transform
+from padim.detectors.registry import configuration
+from padim.errors import PadimError, first_line
+from padim.storage.files import utf8_path
+from padim.storage.provenance import About
+
+VERSION = 1
+
+
+class Scores(NamedTuple):
+    """What a batch of n images scores, as `padim.detectors.contract.Scores` has it: `[n]`, and `[n, h, w]` or None."""
+
+    images: NDArray[np.float32]
+    maps: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """An exported model.
+
+    Attributes:
+        session: ONNX Runtime's.
+        config: the protocol that it was fitted with.
+        about: where it comes from.
+        dimensions: of the space of the distances.
+        calibration: what normal images score, where that is known.
+    """
+
+    session: Any
+    config: BaseConfig
+    about: About
+    dimensions: int
+    calibration: Calibration | None
+
+    @classmethod
+    def load(cls, path: Path | str, threads: int = 0) -> Runtime:
+        """A model from the file that `padim-export` wrote; 0 threads are as many as there are cores.
+
+        Raises:
+            PadimError: the file can't be read, is damaged, or is something else; or ONNX Runtime is missing.
+        """
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise PadimError("exported models need ONNX Runtime: pip install onnxruntime") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # errors are raised, and said once
+        try:
+            Path(path).open("rb").close()
+            providers = ["CPUExecutionProvider"]  # nor to be said on stdout, as trying again would be
+            with utf8_path(Path(path)) as opened:
+                session = onnxruntime.InferenceSession(opened, options, providers=providers, enable_fallback=False)
+            header = session.get_modelmeta().custom_metadata_map.get("padim")
+        except OSError as error:
+            raise PadimError(f"can't read the model {path}: {error.strerror or error}") from error
+        except Exception as error:  # its classes are not public
+            raise PadimError(
+                f"{path} is damaged, not an ONNX model, or without the .data file that was written beside it"
+            ) from error
+        if header is None:
+            raise PadimError(f"{path} is not a padim model: export one with padim-export")
+        try:
+            runtime = cls(session, **_parsed(json.loads(header)))
+            sizes = {value.name: value.shape[2:] for value in session.get_inputs()}
+            if sizes != {"images": list(runtime.config.image_size)}:
+                raise ValueError("image size")
+            if "scores" not in [value.name for value in session.get_outputs()]:
+                raise ValueError("scores")
+            return runtime
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError) as error:
+            raise PadimError(f"{path} is a damaged model: its metadata can't be understood") from error
+
+    @property
+    def false_alarm_rate(self) -> float:
+        """The share of fresh normal images that the verdict may flag."""
+        return self.about.false_alarm_rate
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether there are anomaly maps, or image scores only."""
+        return any(output.name == "maps" for output in self.session.get_outputs())
+
+    @property
+    def transform(self) -> Transform:
+        """How images are resized and cropped."""
+        return Transform.of(self.config)
+
+    def score(self, images: NDArray[np.uint8]) -> Scores:
+        """Image scores `[n]`, and anomaly maps `[n, h, w]` if it has them, of resized and cropped RGB `[n, h, w, 3]`.
+
+        Raises:
+            PadimError: the images have another size, a score is not finite, or the graph is damaged.
+        """
+        if images.shape[1:] != (*self.config.image_size, 3):
+            expected = f"[n, {self.config.image_size[0]}, {self.config.image_size[1]}, 3]"
+            raise PadimError(f"images have shape {list(images.shape)}, expected {expected}")
+        shapes = {"scores": images.shape[:1], "maps": images.shape[:3]}
+        names = [name for name in shapes if name == "scores" or self.has_maps]
+        try:
+            found = dict(zip(names, self.session.run(names, {"images": images.transpose(0, 3, 1, 2)}), strict=True))
+            usable = all(found[name].shape == shapes[name] and np.isfinite(found[name]).all() for name in names)
+        except Exception as error:  # its classes are not public
+            raise PadimError(f"the model can't score these images: {first_line(error)}") from error
+        if not usable:
+            raise PadimError("the scores are not finite, or not one an image: export the model again")
+        return Scores(found["scores"], found.get("maps"))
+
+    def score_image(self, image: Image.Image) -> Scores:
+        """The score `[1]` and the map `[1, h, w]` of one RGB image of any size."""
+        return self.score(np.asarray(self.transform.image(image))[None])
+
+
+def _parsed(header: dict[str, Any]) -> dict[str, Any]:
+    """The metadata's parts.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are not what they should be.
+        PadimError: another version, or a configuration that isn't valid.
+    """
+    if header["version"] != VERSION:
+        raise PadimError(f"an export of version {header['version']}, this program reads version {VERSION}")
+    calibration = header["calibration"]
+    if calibration is not None:
+        scores = np.array(calibration["scores"], dtype=np.float32)
+        pixels = None if calibration["pixels"] is None else np.array(calibration["pixels"], dtype=np.float32)
+        known = scores if pixels is None else np.append(scores, pixels)
+        if scores.ndim != 1 or not len(scores) or not np.isfinite(known).all():
+            raise ValueError("calibration")
+        if pixels is not None and pixels.shape != PIXEL_RATES.shape:
+            raise ValueError("pixels")
+        calibration = Calibration(np.sort(scores), pixels)
+    config = configuration(header["config"]).from_dict(header["config"])
+    dimensions = int(header["dimensions"])
+    if not 0 < dimensions < 2**31:
+        raise ValueError("dimensions")
+    return {
+        "config": config,
+        "about": About(**header["about"]),
+        "dimensions": dimensions,
+        "calibration": calibration,
+    }

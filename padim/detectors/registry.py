@@ -1,0 +1,76 @@
+"""The methods by name: the one place that knows all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from padim.config import BaseConfig, Config, read_toml
+from padim.cutpaste.config import CutPasteConfig
+from padim.errors import PadimError
+
+if TYPE_CHECKING:
+    from padim.detectors.contract import Detector
+
+CONFIGURATIONS: dict[str, type[BaseConfig]] = {config.method: config for config in (Config, CutPasteConfig)}
+
+# Method -> module and class of its detector, which are imported when they are needed.
+_DETECTORS = {"padim": ("padim.model", "Padim"), "cutpaste": ("padim.cutpaste.model", "CutPaste")}
+
+
+def configuration(values: Mapping[str, Any]) -> type[BaseConfig]:
+    """The class of a configuration whose values name their method; PaDiM's where they don't.
+
+    Raises:
+        PadimError: there is no such method.
+    """
+    method = values.get("method", Config.method)
+    if not isinstance(method, str) or method not in CONFIGURATIONS:
+        raise PadimError(f"there is no method {method!r}; there are {', '.join(CONFIGURATIONS)}")
+    return CONFIGURATIONS[method]
+
+
+def read_config(path: Path) -> BaseConfig:
+    """The configuration in a TOML file, of whatever method.
+
+    Raises:
+        PadimError: the file can't be read, is not TOML, or a field is unknown or not valid.
+    """
+    values = read_toml(path)
+    try:
+        return configuration(values).from_dict(values)
+    except PadimError as error:
+        raise PadimError(f"{path}: {error}") from error
+
+
+def detector(method: str) -> type[Detector]:
+    """The class of a method's detector."""
+    module, name = _DETECTORS[method]
+    found: type[Detector] = getattr(import_module(module), name)
+    return found
+
+
+def model_config(path: Path) -> BaseConfig:
+    """The configuration in a model file, of whatever method.
+
+    Raises:
+        PadimError: the file can't be read, is damaged, or of a method that this program doesn't know.
+    """
+    from padim.storage import modelfile
+
+    values = modelfile.config_values(path)
+    try:
+        return configuration(values).from_dict(values)
+    except PadimError as error:
+        raise PadimError(f"{path} is a damaged model: {error}") from error
+
+
+def load(path: Path, *, weights: Path | None = None, device: str = "cpu", precision: str | None = None) -> Detector:
+    """A fitted detector of whatever method from its file, as `Detector.load`.
+
+    Raises:
+        PadimError: as there, or the file is of a method that this program doesn't know.
+    """
+    return detector(model_config(path).method).load(path, weights=weights, device=device, precision=precision)

@@ -1,0 +1,287 @@
+"""Many experiments on many categories: what there is to run, one run, and the table of all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import padim
+from padim.backbones import StateDict
+from padim.config import preset_path
+from padim.data.items import Category
+from padim.data.loader import ImageLoader, batched, stack
+from padim.data.transform import Transform
+from padim.detectors.contract import Detector
+from padim.detectors.registry import detector, read_config
+from padim.errors import PadimError
+from padim.evaluation.evaluate import evaluate_model
+from padim.model import Padim
+from padim.reproduction import published
+from padim.reproduction.ablations import PcaPadim, SumOfMaps
+from padim.storage.files import write_json
+
+# Column of a table -> figure of `padim.evaluation.metrics.Metrics`.
+METRICS = {"image": "image_auroc", "pixel": "pixel_auroc", "aupro": "aupro"}
+
+_COUNTS = ("images", "skipped", "unmasked")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A detector under one configuration.
+
+    Attributes:
+        name: a preset or an ablation; what `padim.reproduction.published` knows it by.
+        config: its protocol.
+        detector: the class that fits and scores.
+    """
+
+    name: str
+    config: Any
+    detector: type[Detector] | type[SumOfMaps] | type[PcaPadim]
+
+    def with_seed(self, number: int) -> Experiment:
+        """The experiment with the seed of its repetition `number`; the first one has its own."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, seed=self.config.seed + number))
+
+    @property
+    def seeded(self) -> bool:
+        """Whether anything in it is drawn at random."""
+        return self.detector.is_seeded(self.config) or self.config.rotation > 0
+
+    def memory_bytes(self) -> int:
+        """About what a process takes that fits it to some hundred images on the CPU."""
+        return self.detector.estimate(self.config, 400).memory
+
+
+# The comparisons of Defard et al. 2020: detector, preset, and what differs from that.
+_ABLATIONS: dict[str, tuple[type[Padim] | type[SumOfMaps] | type[PcaPadim], str, dict[str, Any]]] = {
+    "layer1": (Padim, "paper-r18", {"layers": ("layer1",), "channels": 0}),
+    "layer2": (Padim, "paper-r18", {"layers": ("layer2",), "channels": 0}),
+    "layer3": (Padim, "paper-r18", {"layers": ("layer3",), "channels": 0}),
+    "sum": (SumOfMaps, "paper-r18", {"channels": 0}),
+    "joined": (Padim, "paper-r18", {"channels": 0}),
+    "random100": (Padim, "paper-r18", {"channels": 100}),
+    "random200": (Padim, "paper-r18", {"channels": 200}),
+    "pca100": (PcaPadim, "paper-r18", {"channels": 100}),
+    "pca200": (PcaPadim, "paper-r18", {"channels": 200}),
+    "non-aligned": (Padim, "paper-wr50", {"rotation": 10.0}),
+    "non-aligned-r18": (Padim, "paper-r18", {"rotation": 10.0}),
+}
+
+
+def preset(name: str) -> Experiment:
+    """The experiment of a preset.
+
+    Raises:
+        PadimError: there is no such preset.
+    """
+    config = read_config(preset_path(name))
+    return Experiment(name, config, detector(config.method))
+
+
+def ablation(name: str) -> Experiment:
+    """One of the paper's comparisons.
+
+    Raises:
+        PadimError: there is no such one; the message lists them.
+    """
+    if name not in _ABLATIONS:
+        raise PadimError(f"there is no ablation {name!r}; there are {', '.join(_ABLATIONS)}")
+    kind, base, changes = _ABLATIONS[name]
+    return Experiment(name, dataclasses.replace(preset(base).config, **changes), kind)
+
+
+def ablations() -> list[str]:
+    """The names of all of them."""
+    return list(_ABLATIONS)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment on one category, whose result is a JSON file.
+
+    Attributes:
+        experiment: what is run.
+        category: on what.
+        weights_sha256: digest of the backbone's weights.
+        path: where the result is kept.
+    """
+
+    experiment: Experiment
+    category: Category
+    weights_sha256: str
+    path: Path
+
+    def result(self) -> dict[str, Any] | None:
+        """The figures of an earlier run, unless there is none or anything that they depend on has changed."""
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            whole = found["key"] == self._key() and _are_figures(found["figures"])
+            return dict(found["figures"]) if whole else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def execute(self, weights: StateDict, device: str, workers: int) -> dict[str, Any]:
+        """Fit and evaluate; the figures, which are also written to the file.
+
+        Raises:
+            PadimError: there is nothing to fit to or to evaluate on, or the weights don't fit.
+        """
+        if not self.category.train or not self.category.test:
+            raise PadimError("a run needs training images and test images")
+        key = self._key()  # of the files as they are before they are read
+        config = self.experiment.config
+        transform = Transform.of(config)
+        train = ImageLoader(self.category.train, transform, workers=workers)
+        test = ImageLoader(self.category.test, transform, workers=workers)
+        train.follower = test
+        train.start()
+        model = self.experiment.detector(config, weights=weights, device=device)
+        model.fit(stack(batch) for batch in batched(train, config.batch_size))
+        metrics, images = evaluate_model(model, test, config.batch_size)
+        counts = {"images": len(images), "skipped": train.skipped + test.skipped, "unmasked": test.unmasked}
+        figures = dataclasses.asdict(metrics) | counts
+        write_json(self.path, {"key": key, "figures": figures})
+        return figures
+
+    def _key(self) -> dict[str, Any]:
+        """All that the figures depend on."""
+        return {
+            "padim": padim.__version__,
+            "experiment": self.experiment.name,
+            "config": json.loads(json.dumps(self.experiment.config.to_dict())),  # lists for tuples
+            "weights_sha256": self.weights_sha256,
+            "images_sha256": _fingerprint(self.category),
+        }
+
+
+def _are_figures(figures: Mapping[str, Any]) -> bool:
+    """Whether figures from a file are such as `table` takes.
+
+    Raises:
+        KeyError, TypeError: they are not.
+    """
+    shares = [figures[name] for name in METRICS.values()]
+    return all(share is None or 0 <= share <= 1 for share in shares) and all(figures[name] >= 0 for name in _COUNTS)
+
+
+def _fingerprint(category: Category) -> str:
+    """SHA-256 of a category's list of images with their labels, and of size and date of all files."""
+    sha = hashlib.sha256()
+    for split, items in (("train", category.train), ("test", category.test)):
+        for item in items:
+            files = [_stamp(item.path), _stamp(item.mask) if item.mask else None]
+            sha.update(f"{split} {item.defect} {files}\n".encode(errors="backslashreplace"))
+    return sha.hexdigest()
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    try:
+        status = path.stat()
+    except OSError:  # it is not there, which reading will report
+        return str(path.absolute()), 0, 0
+    return str(path.absolute()), status.st_size, status.st_mtime_ns
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of a table, in 0..1, each None where there is none.
+
+    Attributes:
+        mean: over the seeds.
+        deviation: standard deviation over the seeds, where there are several.
+        published: what was published for it.
+        difference: `mean - published`, where both are of the same images.
+    """
+
+    mean: float | None
+    deviation: float | None
+    published: float | None
+    difference: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A category or a group of them in a table.
+
+    Attributes:
+        name: what it is called.
+        images: how many test images it has; with what could not be used, if anything.
+        cells: the figures, by the names of `METRICS`.
+    """
+
+    name: str
+    images: str
+    cells: dict[str, Cell]
+
+
+def table(experiment: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
+    """The rows of an experiment, as in the paper: textures, objects, and the groups below.
+
+    Args:
+        experiment: its name.
+        results: the figures of each category, one entry a seed, equally many for each.
+    """
+    known = published.GROUPS["all"]
+    order = [name for name in known if name in results] + sorted(set(results) - set(known))
+    rows = []
+    for name in order:
+        truth = {metric: published.category_figure(experiment, metric, name) for metric in METRICS}
+        cells = {metric: _cell([results[name]], metric, truth[metric], True) for metric in METRICS}
+        rows.append(Row(name, _images([results[name]]), cells))
+    for group, members in published.GROUPS.items():
+        there = tuple(name for name in members if name in results)
+        if there:
+            rows.append(_group_row(experiment, group, there, results))
+    if set(results) - set(known):
+        every = [results[name] for name in order]
+        cells = {metric: _cell(every, metric, None, False) for metric in METRICS}
+        rows.append(Row(f"mean of these {len(order)}", _images(every), cells))
+    return rows
+
+
+def _group_row(
+    experiment: str, group: str, there: tuple[str, ...], results: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Row:
+    """The mean over the categories of a group that there are, beside what was published for the same ones."""
+    whole = len(there) == len(published.GROUPS[group])
+    members = [results[name] for name in there]
+    cells = {}
+    for metric in METRICS:
+        same = published.group_figure(experiment, metric, group) if whole else None
+        same = same or published.mean_figure(experiment, metric, there)
+        shown = same or published.group_figure(experiment, metric, group)
+        cells[metric] = _cell(members, metric, shown, same is not None)
+    count = "" if whole else f" ({len(there)} of {len(published.GROUPS[group])})"
+    return Row(f"{group}{count}", _images(members), cells)
+
+
+def _images(results: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """`83`, or `80 (3 skipped, 1 without mask)`."""
+    first = [seeds[0] for seeds in results]
+    counts = {name: sum(figures[name] for figures in first) for name in _COUNTS}
+    named = {"skipped": counts["skipped"], "without mask": counts["unmasked"]}
+    problems = ", ".join(f"{count} {name}" for name, count in named.items() if count)
+    return f"{counts['images']} ({problems})" if problems else str(counts["images"])
+
+
+def _cell(results: Sequence[Sequence[Mapping[str, Any]]], metric: str, truth: float | None, comparable: bool) -> Cell:
+    """The mean over categories, then mean and deviation over seeds; none where a category has no figure."""
+    figures = [[entry[METRICS[metric]] for entry in seed] for seed in zip(*results, strict=True)]
+    if any(figure is None for seed in figures for figure in seed):
+        return Cell(None, None, truth, None)
+    by_seed = [statistics.mean(seed) for seed in figures]
+    mean = statistics.mean(by_seed)
+    return Cell(
+        mean,
+        statistics.stdev(by_seed) if len(by_seed) > 1 else None,
+        truth,
+        mean - truth if comparable and truth is not None else None,
+    )

@@ -1,0 +1,128 @@
+"""The model file: what it holds, under which names, and what is checked when one is read.
+
+A safetensors file, format version 2. Numbers are float32, factors and trained weights float16 where asked for.
+Of PaDiM, whose levels are counted from the coarsest, 0:
+
+| key                | shape                  | what                                                  |
+| ------------------ | ---------------------- | ----------------------------------------------------- |
+| `channels`         | [d], int64             | channels drawn from the joined levels, in drawn order |
+| `mean.I`           | [cells_I, d_I, 1]      | mean of level I, cells in the order of the pyramid    |
+| `factor.I.J`       | [cells_I, d_I, d_J]    | block of the Cholesky factor, inverted where J = I    |
+| `moments.shift.I`  | [cells_I, d_I, 1]      | with --keep-moments: see `padim.gaussian.shared.Moments`     |
+| `moments.total.I`  | [cells_I, d_I, 1]      | the same                                              |
+| `moments.second.I.J` | [cells_I, d_I, d_J]  | the same                                              |
+| `backbone.KEY`     | as in the architecture | weights up to the last used layer, unless left out    |
+
+Of CutPaste:
+
+| key                | shape                  | what                                                  |
+| ------------------ | ---------------------- | ----------------------------------------------------- |
+| `network.KEY`      | as in the network      | the trained weights                                   |
+| `density.KEY`      | as in the density      | see `padim.cutpaste.density`                          |
+| `embeddings`       | [images, 512]          | those of the training images                          |
+
+Of both, where the model was calibrated:
+
+| key                | shape                  | what                                                  |
+| ------------------ | ---------------------- | ----------------------------------------------------- |
+| `normal.scores`    | [scored]               | scores of the training images, each left out of the fit |
+| `normal.pixels`    | [601]                  | quantiles of their maps, see `padim.calibration`      |
+
+The metadata has one entry, `padim`: a JSON object of `version` (2), `config` (`method` and the fields of its
+configuration) and `about` (those of `About`). The same model makes the same bytes. No file is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from padim.config import BaseConfig
+from padim.errors import PadimError
+from padim.storage import tensorfile
+from padim.storage.provenance import About
+
+VERSION = 2
+
+AnyConfig = TypeVar("AnyConfig", bound=BaseConfig)
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], config: BaseConfig, about: About) -> None:
+    """Write a model file, whole or not at all.
+
+    Raises:
+        PadimError: it can't be written.
+    """
+    header = {"version": VERSION, "config": config.to_dict(), "about": dataclasses.asdict(about)}
+    tensorfile.write(path, tensors, {"padim": json.dumps(header)})
+
+
+def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor], AnyConfig, About]:
+    """Tensors, configuration and origin of a model file, on the CPU.
+
+    Raises:
+        PadimError: the file can't be read, is damaged, is not a model, or of another version or method.
+    """
+    with _opened(path) as (file, header):
+        tensors = tensorfile.tensors(file)
+        method = header["config"].get("method", "padim")
+        if method != configuration.method:
+            raise PadimError(f"{path} is a model of the method {method}: padim.detectors.registry.load reads any")
+        try:
+            config, about = configuration.from_dict(header["config"]), About(**header["about"])
+        except PadimError as error:
+            raise PadimError(f"{path} is a damaged model: {error}") from error
+        if not about.images:
+            raise ValueError("images")
+        return tensors, config, about
+
+
+def config_values(path: Path) -> dict[str, Any]:
+    """The fields of the configuration in a model file, unchecked.
+
+    Raises:
+        PadimError: as `read`.
+    """
+    with _opened(path) as (_, header):
+        return dict(header["config"])
+
+
+def has_moments(path: Path) -> bool:
+    """Whether a model file carries what an update takes.
+
+    Raises:
+        PadimError: as `read`.
+    """
+    with _opened(path) as (file, _):
+        return "moments.shift.0" in file.keys()  # noqa: SIM118 (not a mapping)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A model file and its header; what goes wrong with either, in here or with the caller, becomes an error."""
+    try:
+        path.open("rb").close()  # safetensors names no path and no reason in its errors
+        with tensorfile.opened(path) as file:
+            metadata = file.metadata() or {}
+            if "padim" not in metadata:
+                raise PadimError(f"{path} is not a padim model: train one with padim-train")
+            header = json.loads(metadata["padim"])
+            if header["version"] != VERSION:
+                raise PadimError(
+                    f"{path} has format version {header['version']}, this program reads version {VERSION}:"
+                    " train it again, or use the padim that wrote it"
+                )
+            yield file, header
+    except OSError as error:
+        raise PadimError(f"can't read the model {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise PadimError(f"{path} is damaged or not a padim model: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise PadimError(f"{path} is a damaged model: its metadata can't be understood") from error

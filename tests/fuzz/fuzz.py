@@ -1,0 +1,458 @@
+"""Every parser of foreign bytes, fed with damaged files: each is read or refused, in little time and memory.
+
+    python tests/fuzz/fuzz.py [--inputs 100000] [--seed 0] [--only NAME ...] [--findings DIR]
+
+Prints a table in Markdown. Whatever ends in anything but a result or a PadimError, or takes too much time or memory,
+is kept in DIR with the reason, and the exit code is 1. An input that kills the process is left in a folder there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import onnx.helper
+import onnx.parser
+import safetensors.torch
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from padim import Config, Padim, PadimError
+from padim.backbones import Backbone, digest, read_weights
+from padim.cli.common import threshold_summary
+from padim.cutpaste.checkpoint import CHECKPOINT
+from padim.cutpaste.config import CutPasteConfig
+from padim.cutpaste.model import CutPaste
+from padim.data.check import check_category, check_items
+from padim.data.images import read_image, read_mask
+from padim.data.items import Category
+from padim.data.layouts import categories, find_category
+from padim.data.transform import Transform
+from padim.deploy.runtime import Runtime
+from padim.deploy.stream import Record
+from padim.detectors.contract import TrainingOptions
+from padim.detectors.registry import load, read_config
+from padim.report.colours import ColourScale
+from padim.reproduction.experiments import Experiment, Run, table
+from padim.reproduction.tables import as_csv
+from padim.storage.files import check_writable
+from padim.storage.provenance import About
+
+SECONDS, BYTES = 30, 2**31  # what an image of 179 million pixels takes, which a small file can hold
+
+SMALL = Config(channels=4, resize=(32,), crop=(32,), layers=("layer1",))
+TRAINING = CutPasteConfig(
+    initial="random", resize=(32, 32), scar_width=(2, 3), scar_height=(4, 8), training_batch=2, steps=1
+)
+TRANSFORM = Transform.of(SMALL)
+ABOUT = About("category", 3, 0.01, "", "")
+
+# What is put into the place of bytes, and of values.
+PIECES = (b"", b"\0", b"\xff" * 8, b"\n", b'"', b"[" * 5000, b"9" * 5000, b"0x" + b"f" * 5000, b"a." * 5000, b"\r,")
+VALUES: tuple[Any, ...] = (
+    *(None, True, -1, 0, 1, 3, 0.5, -2.5, 1e308, float("nan"), float("inf"), 10**9, 2**31, 2**63, 10**30, 10**400),
+    *("", "\0", "..", "a\nb", "\ud800", "cutpaste", "kernel", "layer4", "bf16", "F16", "I32", "C64", "F8_E8M0", "F4"),
+    *([], [0], [8192, 8192], [[1]], {}, {"a": 1}),
+)
+
+
+class Parser(NamedTuple):
+    """How one kind of file is made, damaged and read.
+
+    Attributes:
+        share: of all inputs, in percent.
+        file: its path below a folder.
+        examples: valid contents.
+        change: puts wrong values into a content, where its structure is known.
+        read: what the commands do with the file.
+    """
+
+    share: float
+    file: str
+    examples: list[bytes]
+    change: Callable[[random.Random, bytes], bytes] | None
+    read: Callable[[Path], object]
+
+
+class Hang(BaseException):
+    """What no parser takes for a damaged file."""
+
+
+def damaged(draw: random.Random, content: bytes) -> bytes:
+    """Bytes of which some are overwritten, cut out, put in or repeated, mostly at the front, where headers are."""
+    result = bytearray(content)
+    for _ in range(draw.randint(1, 4)):
+        start, other = (int(len(result) * draw.random() ** 3) for _ in range(2))
+        size = draw.choice((0, 1, 1, 2, 4, 8, 64, len(result)))
+        result[start : start + size] = draw.choice(
+            (draw.randbytes(min(size, 64)), draw.choice(PIECES), result[other : other + size])
+        )
+    return bytes(result)
+
+
+def changed(draw: random.Random, value: Any) -> Any:
+    """A JSON value in which one part is another, or gone."""
+    places = list(_places(value))
+    container, key = draw.choice(places)
+    kind = draw.random()
+    if kind < 0.2 and isinstance(container, dict):
+        del container[key]
+    elif kind < 0.4:
+        other, other_key = draw.choice(places)
+        container[key] = json.loads(json.dumps(other[other_key]))
+    else:
+        container[key] = draw.choice(VALUES)
+    return value
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every part of a JSON value, as what contains it and its key there."""
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield value, key
+            yield from _places(value[key])
+
+
+def change_json(draw: random.Random, content: bytes) -> bytes:
+    return json.dumps(changed(draw, json.loads(content))).encode()
+
+
+def change_line(draw: random.Random, content: bytes) -> bytes:
+    lines = content.splitlines()
+    number = draw.randrange(len(lines))
+    lines[number] = change_json(draw, lines[number])
+    return b"\n".join(lines)
+
+
+def change_toml(draw: random.Random, content: bytes) -> bytes:
+    """A TOML file of which one value is another one, in JSON, which is TOML but for null and objects."""
+    lines = content.decode().splitlines()
+    number = draw.randrange(len(lines))
+    name, _ = lines[number].split(" = ")
+    lines[number] = f"{name} = {json.dumps(draw.choice(VALUES)).replace('NaN', 'nan').replace('Infinity', 'inf')}"
+    return "\n".join(lines).encode()
+
+
+def change_safetensors(draw: random.Random, content: bytes) -> bytes:
+    """A safetensors file with another header: dtypes, shapes, offsets, and the JSON in its metadata."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    metadata = header.get("__metadata__", {})
+    name = next(iter(metadata), None)
+    if name and draw.random() < 0.7:
+        metadata[name] = json.dumps(changed(draw, json.loads(metadata[name])))
+    else:
+        changed(draw, header)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+def change_onnx(draw: random.Random, content: bytes) -> bytes:
+    """An ONNX file with another JSON in its metadata."""
+    model = onnx.load_from_string(content)
+    model.metadata_props[0].value = json.dumps(changed(draw, json.loads(model.metadata_props[0].value)))
+    return bytes(model.SerializeToString())
+
+
+def read_model(path: Path) -> None:
+    model = load(path)
+    images = torch.zeros(2, 3, *model.config.image_size, dtype=torch.uint8)
+    ColourScale.about(threshold_summary(model)["threshold"], model.dimensions)
+    model.score(images)
+    if isinstance(model, Padim) and model.moments:
+        model.fit([images], more=True)
+
+
+def read_onnx(path: Path) -> None:
+    model = Runtime.load(path, threads=1)
+    ColourScale.about(threshold_summary(model)["threshold"], model.dimensions)
+    model.score_image(Image.new("RGB", (40, 40)))
+
+
+def read_backbone(path: Path) -> None:
+    weights = read_weights(path)
+    digest(weights)
+    backbone = Backbone(SMALL.backbone, SMALL.layers, SMALL.image_size)
+    backbone.load_weights(weights)
+
+
+def read_list(path: Path) -> None:
+    root = path.parents[1]
+    for name in categories(root):
+        check_writable(root / name)
+        category = find_category(root, name)
+        check_category(root, category, check_items(category, workers=1))
+        run_of(category, path)._key()
+
+
+def run_of(category: Category, path: Path) -> Run:
+    return Run(Experiment("pytorch-r18", SMALL, Padim), category, "", path)
+
+
+def read_result(path: Path) -> None:
+    figures = run_of(Category("bottle", [], []), path).result()
+    if figures is not None:
+        as_csv({"pytorch-r18": table("pytorch-r18", {"bottle": [figures]})})
+
+
+def read_record(path: Path) -> None:
+    with Record(path) as record:
+        record.add({"name": "new.png", "bytes": 1, "modified_ns": 1})
+
+
+class SmallNetwork(nn.Module):
+    """In the place of CutPaste's, whose checkpoints have 90 MB."""
+
+    pretrained: frozenset[str] = frozenset()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes = nn.Linear(3, 3)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.classes(images.float().mean(dim=(2, 3))), torch.zeros(())
+
+
+@cache
+def trainer() -> CutPaste:
+    return CutPaste(TRAINING)
+
+
+def read_checkpoint(path: Path) -> None:
+    trainer().network = SmallNetwork()
+    images = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+    with contextlib.redirect_stderr(io.StringIO()):  # the bar of the steps
+        trainer()._train(images, TrainingOptions(path.parent, resume=path.exists()))
+
+
+def image_files() -> list[bytes]:
+    """Images of every format, of modes that differ in how they are read."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8), dtype=np.uint8)
+    grey = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds: list[tuple[str, str, dict[str, Any]]] = [
+        *((name, mode, {}) for name in ("PNG", "TIFF", "GIF", "BMP", "TGA") for mode in ("L", "RGB", "P", "1", "RGBA")),
+        *((name, "RGB", {"exif": exif}) for name in ("JPEG", "PNG", "TIFF", "WEBP")),
+        *(("TIFF", mode, {}) for mode in ("I;16", "I", "F", "LAB", "CMYK", "YCbCr", "PA", "LA")),
+        *(("TIFF", "RGB", {"compression": name}) for name in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits")),
+        *(("PNG", mode, {"transparency": 0}) for mode in ("L", "P", "1")),
+        *[("PNG", "LA", {}), ("PNG", "I;16", {}), ("JPEG", "CMYK", {}), ("PPM", "RGB", {}), ("JPEG2000", "RGB", {})],
+    ]
+    files = []
+    for name, mode, options in kinds:
+        image = Image.fromarray(pixels.astype(np.uint16) * 200) if mode == "I;16" else grey
+        with io.BytesIO() as file:
+            (Image.new(mode, (9, 8)) if mode == "LAB" else image.convert(mode)).save(file, name, **options)
+            files.append(file.getvalue())
+    return files
+
+
+# What padim-export writes, but for the network.
+GRAPH = """
+<ir_version: 9, opset_import: ["" : 18]>
+model (uint8[n, 3, 32, 32] images) => (float[n] scores, float[n, 32, 32] maps)
+<int64[1] channels = {1}, int64[2] sides = {1, 2}>
+{
+    floats = Cast <to = 1> (images)
+    maps = ReduceMean <keepdims = 0> (floats, channels)
+    scores = ReduceMax <keepdims = 0> (maps, sides)
+}
+"""
+
+
+def onnx_file(pixels: list[float] | None) -> bytes:
+    """An exported model with these quantiles of the maps."""
+    model = onnx.parser.parse_model(GRAPH)
+    header = {"version": 1, "config": SMALL.to_dict(), "about": dataclasses.asdict(ABOUT)}
+    header |= {"dimensions": 4, "calibration": {"scores": [1.0, 2.0], "pixels": pixels}}
+    onnx.helper.set_model_props(model, {"padim": json.dumps(header)})
+    return bytes(model.SerializeToString())
+
+
+def model_files(folder: Path, weights: dict[str, torch.Tensor]) -> tuple[list[bytes], list[bytes]]:
+    """Model files of PaDiM, without and with moments, and of CutPaste, with either density."""
+    images = [torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)]
+    files: tuple[list[bytes], list[bytes]] = ([], [])
+    path = folder / "model.safetensors"
+    for keep in (False, True):
+        Padim(SMALL, weights=weights).fit(images, training=TrainingOptions(keep_moments=keep)).save(path)
+        files[0].append(path.read_bytes())
+    for density in ("gaussian", "kernel"):
+        config = dataclasses.replace(TRAINING, steps=0, density=density)
+        CutPaste(config).fit(images).save(path, storage="fp16")
+        files[1].append(path.read_bytes())
+    return files
+
+
+def parsers(folder: Path) -> dict[str, Parser]:
+    """All of them, by name; `folder` is for what is written on the way."""
+    torch.manual_seed(0)
+    resnet = torchvision.models.resnet18().state_dict()
+    needed = {key: value for key, value in resnet.items() if key.startswith(("conv1", "bn1", "layer1"))}
+    padim_files, cutpaste_files = model_files(folder, needed)
+    zipped, legacy = io.BytesIO(), io.BytesIO()
+    torch.save(needed, zipped)
+    torch.save(needed, legacy, _use_new_zipfile_serialization=False)
+    read_checkpoint(folder / CHECKPOINT)
+    run = run_of(Category("bottle", [], []), folder / "result.json")
+    counts = {"images": 3, "skipped": 0, "unmasked": 0}
+    figures = {"image_auroc": 0.9, "pixel_auroc": None, "aupro": 0.5, **counts}
+    lines = [json.dumps({"name": f"{n}.png", "bytes": n, "modified_ns": n, "score": 0.5}).encode() for n in range(3)]
+    rows = ["object,split,label,image,mask", "a,train,normal,a/1.png,", 'b,test,"bad, or so",b/2.png,b/2m.png']
+    images = image_files()
+    return {
+        "configuration": Parser(
+            20,
+            "config.toml",
+            [SMALL.to_toml().encode(), TRAINING.to_toml().encode()],
+            change_toml,
+            lambda path: read_config(path).to_toml(),
+        ),
+        "model, PaDiM": Parser(4, "model.safetensors", padim_files, change_safetensors, read_model),
+        "model, CutPaste": Parser(0.5, "model.safetensors", cutpaste_files, change_safetensors, read_model),
+        "model, ONNX": Parser(12, "model.onnx", [onnx_file(None), onnx_file([1.0] * 601)], change_onnx, read_onnx),
+        "weights, .safetensors": Parser(
+            5, "weights.safetensors", [safetensors.torch.save(needed)], change_safetensors, read_backbone
+        ),
+        "weights, .pth": Parser(5, "weights.pth", [zipped.getvalue(), legacy.getvalue()], None, read_backbone),
+        "checkpoint": Parser(
+            7.5, CHECKPOINT, [(folder / CHECKPOINT).read_bytes()], change_safetensors, read_checkpoint
+        ),
+        "list of images": Parser(8, "split_csv/1cls.csv", ["\n".join(rows).encode()], None, read_list),
+        "record": Parser(8, "watched.jsonl", [b"\n".join(lines)], change_line, read_record),
+        "result": Parser(
+            8, "result.json", [json.dumps({"key": run._key(), "figures": figures}).encode()], change_json, read_result
+        ),
+        "image": Parser(14, "image", images, None, lambda path: TRANSFORM.image(read_image(path))),
+        "mask": Parser(8, "mask", images, None, lambda path: TRANSFORM.mask(read_mask(path))),
+    }
+
+
+class Outcome(NamedTuple):
+    """What became of an input.
+
+    Attributes:
+        read: whether it was taken for a good file.
+        seconds: how long that took.
+        memory: how many bytes the process grew by at most.
+        problem: what is wrong with that, if anything.
+    """
+
+    read: bool
+    seconds: float
+    memory: int
+    problem: str | None
+
+
+def outcome(parser: Parser, path: Path, content: bytes) -> Outcome:
+    """What becomes of one input, which is written to a path."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    read, problem = False, None
+    before, start = memory(), time.perf_counter()
+    signal.alarm(SECONDS)
+    try:
+        parser.read(path)
+        read = True
+    except PadimError:
+        pass
+    except (Exception, Hang) as error:
+        problem = "".join(traceback.format_exception(error)[-3:])
+    finally:
+        signal.alarm(0)
+    seconds, grown = time.perf_counter() - start, memory("VmHWM") - before
+    if seconds > SECONDS or grown > BYTES:
+        problem = f"{seconds:.1f} s, {grown / 1e6:.0f} MB"
+    return Outcome(read, seconds, grown, problem)
+
+
+def memory(name: str = "VmRSS") -> int:
+    """Bytes that this process has, or by `VmHWM` those that it had at most since the last call."""
+    status = Path("/proc/self/status").read_text()
+    Path("/proc/self/clear_refs").write_text("5")
+    return 1024 * int(status.split(f"{name}:")[1].split()[0])
+
+
+def inputs(parser: Parser, count: int, seed: str) -> Iterator[bytes]:
+    """Damaged files."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        content = draw.choice(parser.examples)
+        if parser.change and draw.random() < 0.6:
+            yield parser.change(draw, content)
+        elif draw.random() < 0.05:
+            yield draw.randbytes(draw.randrange(200))
+        else:
+            yield damaged(draw, content)
+
+
+def hang(*_: object) -> NoReturn:
+    raise Hang
+
+
+def prepare() -> None:
+    """Limits that a blow-up or a loop runs into, and silence about damage."""
+    logging.disable()
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGALRM, hang)
+    resource.setrlimit(resource.RLIMIT_AS, (8 * BYTES, 8 * BYTES))
+    torch.set_num_threads(1)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--inputs", type=int, default=100_000, metavar="N")
+    arguments.add_argument("--seed", type=int, default=0, metavar="N")
+    arguments.add_argument("--only", nargs="+", metavar="NAME", help="parsers, by their names in the table")
+    arguments.add_argument("--findings", type=Path, default=Path("findings"), metavar="DIR")
+    options = arguments.parse_args()
+    prepare()
+    options.findings.mkdir(parents=True, exist_ok=True)
+    found = False
+    print("| parser | inputs | read | refused | slowest | most memory |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory(dir=options.findings) as folder:
+        there = parsers(Path(folder))
+        if unknown := set(options.only or []) - set(there):
+            arguments.error(f"there is no parser {', '.join(unknown)}; there are: {', '.join(map(repr, there))}")
+        for name, parser in there.items():
+            if name not in (options.only or there):
+                continue
+            path = Path(folder, parser.file)
+            outcomes = []
+            count = max(1, round(options.inputs * parser.share / 100))
+            for content in tqdm(inputs(parser, count, f"{options.seed} {name}"), name, count, unit="input"):
+                outcomes.append(outcome(parser, path, content))
+                if outcomes[-1].problem:
+                    found = True
+                    title = f"{name}, seed {options.seed}, input {len(outcomes)}"
+                    (options.findings / f"{title}{path.suffix}").write_bytes(content)
+                    (options.findings / f"{title}.txt").write_text(f"{outcomes[-1].problem}\n")
+            read = sum(one.read for one in outcomes)
+            slowest, most = max(one.seconds for one in outcomes), max(one.memory for one in outcomes)
+            print(f"| {name} | {count} | {read} | {count - read} | {slowest:.2f} s | {most / 1e6:.0f} MB |", flush=True)
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()

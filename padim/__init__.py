@@ -1,4 +1,15 @@
-"""PaDiM: anomaly detection and localization in images, from normal images alone (Defard et al. 2020)."""
+"""PaDiM: anomaly detection and localization in images, from normal images alone (Defard et al. 2020).
+
+The rooms, in the order of the data's way:
+
+    data        image files to pixels               backbones, embedding, pyramid   pixels to features
+    gaussian    features to distances               tiles, scoring                  distances to anomaly maps
+    calibration, model, cutpaste, detectors         what fits and scores, and by which names it goes
+    pipeline    train_category, evaluate_category, predict: what commands and programs call
+    evaluation, report, reproduction                metrics, pages and pictures, tables beside published figures
+    storage, deploy, system                         files, exported models and streams, the machine
+    cli         the commands
+"""
 
 from __future__ import annotations
 
@@ -7,20 +18,46 @@ from typing import TYPE_CHECKING, Any
 
 from padim.config import Config
 from padim.cutpaste.config import CutPasteConfig
+from padim.detectors.options import FitOptions
 from padim.errors import PadimError
 
 if TYPE_CHECKING:
     from padim.cutpaste.model import CutPaste
-    from padim.detectors.contract import Scores
+    from padim.deploy.runtime import Runtime
+    from padim.detectors.scores import Scores
     from padim.model import Padim
+    from padim.pipeline.evaluate import evaluate_category
+    from padim.pipeline.predict import predict
+    from padim.pipeline.train import train_category
 
 __version__ = "0.1.0"
-_LAZY = {"CutPaste": "padim.cutpaste.model", "Padim": "padim.model", "Scores": "padim.detectors.contract"}
-__all__ = ["Config", "CutPaste", "CutPasteConfig", "Padim", "PadimError", "Scores"]
+__all__ = [
+    "Config",
+    "CutPaste",
+    "CutPasteConfig",
+    "FitOptions",
+    "Padim",
+    "PadimError",
+    "Runtime",
+    "Scores",
+    "evaluate_category",
+    "predict",
+    "train_category",
+]
+
+# What takes long to import is imported when it is first asked for, so that commands answer at once.
+_LAZY = {
+    "CutPaste": "padim.cutpaste.model",
+    "Padim": "padim.model",
+    "Runtime": "padim.deploy.runtime",
+    "Scores": "padim.detectors.scores",
+    "evaluate_category": "padim.pipeline.evaluate",
+    "predict": "padim.pipeline.predict",
+    "train_category": "padim.pipeline.train",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Load what needs torch when it is first asked for, so that commands answer at once."""
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

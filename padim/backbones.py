@@ -22,9 +22,10 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from padim.errors import PadimError, first_line
 from padim.storage.files import utf8_path
-from padim.system.device import arithmetic
+from padim.system.device import autocast
 
 StateDict = Mapping[str, Tensor]
+Weights = Path | str | StateDict
 
 # Statistics of ImageNet for RGB in 0..1: all the weights here were trained with them.
 _MEAN = (0.485, 0.456, 0.406)
@@ -81,7 +82,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps `[n, c_l, h_l, w_l]`, float32, of RGB images `[n, 3, h, w]`: uint8, or float in 0..1."""
         images = self.normalise(images).contiguous(memory_format=torch.channels_last)
-        with arithmetic(images.device, self.precision):
+        with autocast(images.device, self.precision):
             return [features.float() for features in self.network(images).values()]
 
     def weights(self) -> dict[str, Tensor]:
@@ -135,6 +136,17 @@ def digest(weights: StateDict) -> str:
         sha.update(f"{key} {list(value.shape)}\n".encode())
         sha.update(value.numpy().data)
     return sha.hexdigest()
+
+
+def weights_from(weights: Weights | None, backbone: str) -> StateDict:
+    """Weights as they are, from their file, or by default the published ones.
+
+    Raises:
+        PadimError: they can't be read or downloaded.
+    """
+    if weights is None:
+        return download_weights(backbone)
+    return read_weights(Path(weights)) if isinstance(weights, Path | str) else weights
 
 
 def read_weights(path: Path) -> StateDict:

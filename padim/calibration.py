@@ -112,6 +112,50 @@ class Calibration:
         return float(self.pixels[min(step, len(self.pixels) - 1)])
 
 
+@dataclass(frozen=True)
+class Thresholds:
+    """From where on an image and a pixel are anomalous; each entry is None where that isn't known.
+
+    Attributes:
+        threshold: image score from which an image is anomalous.
+        pixel_threshold: distance from which a pixel is.
+        false_alarm_rate: the share of fresh normal images that reach the image threshold.
+    """
+
+    threshold: float | None = None
+    pixel_threshold: float | None = None
+    false_alarm_rate: float | None = None
+
+    @classmethod
+    def calibrated(cls, calibration: Calibration | None, default: float, rate: float | None = None) -> Thresholds:
+        """The thresholds for a false-positive rate of images, or for the default one.
+
+        Without a calibration there are none. A default that is too small for the number of images gives way to the
+        smallest rate that they can vouch for.
+
+        Raises:
+            PadimError: the calibration can't vouch for the rate that was asked for, or there is none.
+        """
+        if calibration is None and rate is not None:
+            raise PadimError(
+                "the model has no calibration: train it with three images or more, without --no-calibration"
+            )
+        if calibration is None:
+            return cls()
+        wanted = max(default, calibration.smallest_rate()) if rate is None else rate
+        return cls(calibration.threshold(wanted), calibration.pixel_threshold(wanted), wanted)
+
+    @classmethod
+    def fixed(cls, calibration: Calibration | None, threshold: float) -> Thresholds:
+        """One threshold for images and pixels alike, with the rate that the calibration expects of it."""
+        rate = calibration.false_alarm_rate(threshold) if calibration else None
+        return cls(threshold, threshold, rate)
+
+    def is_anomalous(self, score: float) -> bool | None:
+        """The verdict on an image, or None without a threshold."""
+        return None if self.threshold is None else score >= self.threshold
+
+
 def _share_above(values: NDArray[np.float32], pixels: NDArray[np.float32]) -> NDArray[np.float64]:
     """The share of pixels that exceed each of some values, from the quantiles of `PIXEL_RATES`."""
     shares = 10.0 ** np.interp(values, pixels, np.log10(PIXEL_RATES))

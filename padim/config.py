@@ -95,6 +95,21 @@ class BaseConfig:
         size = self.crop or self.resize
         return size[0], size[-1]
 
+    @property
+    def pretrained(self) -> str | None:
+        """The backbone with whose published weights, or others in their place, a fit starts; None for random ones."""
+        return None
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the figures depend on the seed."""
+        return self.rotation > 0
+
+    @property
+    def remark(self) -> str | None:
+        """What has to be said beside the figures, if anything."""
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """The method and the fields as plain values, for JSON."""
         return {"method": self.method, **dataclasses.asdict(self)}
@@ -148,6 +163,14 @@ class Config(BaseConfig):
             "epsilon": self.epsilon >= 0,
             "sigma": self.sigma >= 0,
         }
+
+    @property
+    def pretrained(self) -> str | None:
+        return self.backbone
+
+    @property
+    def seeded(self) -> bool:
+        return super().seeded or self.channels > 0
 
     @property
     def tile_size(self) -> tuple[int, int]:

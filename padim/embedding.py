@@ -1,20 +1,17 @@
-"""From the feature maps of several levels to one embedding per position.
+"""From the feature maps of several levels to one embedding per position, of which a random subset is kept.
 
-`embedding_concat` is the plain form, which repeats the coarse levels at every fine position; the
-model itself keeps every level on its own grid (`Pyramid`) and never builds that tensor.
-Shapes: n images, c channels of a level, d of them selected, h x w positions, `cells = h * w`.
+`embedding_concat` is the plain form, which repeats the coarse levels at every fine position; the model itself keeps
+every level on its own grid (`padim.pyramid`) and never builds that tensor.
+Shapes: n images, c channels of a level, d of them selected, h x w positions of a grid; levels l, finest first.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from padim.errors import PadimError
 
@@ -53,41 +50,23 @@ def split_by_level(channels: Sequence[int], widths: Sequence[int]) -> list[list[
     ]
 
 
-@dataclass(frozen=True)
-class Pyramid:
-    """Grids `(h_l, w_l)` that nest, coarsest first, and the order of their cells.
+class ChannelSelection(nn.Module):
+    """The channels that are kept of each level.
 
-    The cells of a level are grouped by the coarsest cell that they lie in, within it by the next
-    coarser one, and so on: whatever lies in one coarse cell is contiguous at every level.
+    Attributes:
+        channels: the kept ones of the concatenated embedding, in the order of the draw.
+        counts: how many of them fall on each level.
     """
 
-    grids: tuple[tuple[int, int], ...]
+    def __init__(self, channels: Sequence[int], widths: Sequence[int]) -> None:
+        """A selection from levels of so many channels each."""
+        super().__init__()
+        self.channels = [*channels]
+        by_level = split_by_level(channels, widths)
+        self.counts = [len(level) for level in by_level]
+        for number, level in enumerate(by_level):
+            self.register_buffer(f"level_{number}", torch.tensor(level, dtype=torch.int64), persistent=False)
 
-    def __post_init__(self) -> None:
-        for (coarse_h, coarse_w), (h, w) in pairwise(self.grids):
-            if h % coarse_h or w % coarse_w:
-                raise PadimError(f"a {coarse_h} x {coarse_w} grid does not nest in a {h} x {w} grid")
-
-    def to_cells(self, level: int, maps: Tensor) -> Tensor:
-        """Maps `[n, d, h, w]` of one level -> `[cells, d, n]` in the order of the pyramid."""
-        rows, columns = self._splits(level)
-        n, d = maps.shape[:2]
-        blocks = maps.reshape(n, d, *rows, *columns)  # [n, d, r_0 .. r_l, c_0 .. c_l]
-        depth = len(rows)
-        order = [axis for k in range(depth) for axis in (2 + k, 2 + depth + k)]
-        return blocks.permute(*order, 1, 0).reshape(math.prod(self.grids[level]), d, n).contiguous()
-
-    def to_map(self, values: Tensor, level: int = -1) -> Tensor:
-        """Values `[cells, n]` of one level, by default the finest -> maps `[n, h, w]`."""
-        rows, columns = self._splits(level % len(self.grids))
-        depth = len(rows)
-        sizes = [size for pair in zip(rows, columns, strict=True) for size in pair]
-        blocks = values.T.reshape(-1, *sizes)  # [n, r_0, c_0, r_1, c_1, ..]
-        order = [1 + 2 * k for k in range(depth)] + [2 + 2 * k for k in range(depth)]
-        return blocks.permute(0, *order).reshape(-1, *self.grids[level])
-
-    def _splits(self, level: int) -> tuple[list[int], list[int]]:
-        """How a level's rows and columns divide: coarsest grid first, then the steps down to the level."""
-        chain = ((1, 1), *self.grids[: level + 1])
-        steps = list(pairwise(chain))
-        return [fine[0] // coarse[0] for coarse, fine in steps], [fine[1] // coarse[1] for coarse, fine in steps]
+    def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Maps `[n, c_l, h_l, w_l]` -> `[n, d_l, h_l, w_l]`."""
+        return [level.index_select(1, self.get_buffer(f"level_{number}")) for number, level in enumerate(levels)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from padim.config import Config
 from padim.errors import PadimError
 
 
@@ -75,10 +77,17 @@ class Side:
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles that cover an image, numbered row by row; there may be a single one."""
+    """Tiles that cover an image, numbered row by row; there may be a single one.
+
+    Attributes:
+        rows: the tiles from top to bottom.
+        columns: the tiles from left to right.
+        shared: whether one model serves all tiles, or each has its own.
+    """
 
     rows: Side
     columns: Side
+    shared: bool = True
 
     @classmethod
     def of(cls, size: tuple[int, int], tile: tuple[int, int], grid: tuple[int, int], overlap: int = 0) -> Tiling:
@@ -89,6 +98,22 @@ class Tiling:
         """
         rows, columns = (Side(*side, overlap) for side in zip(size, tile, grid, strict=True))
         return cls(rows, columns)
+
+    @classmethod
+    def of_config(cls, config: Config, grid: tuple[int, int]) -> Tiling:
+        """The tiles that a configuration asks for, each with a grid of patches; raises as `of`."""
+        tiling = cls.of(config.image_size, config.tile_size, grid, config.tile_overlap)
+        return dataclasses.replace(tiling, shared=config.tile_model == "shared")
+
+    @property
+    def models(self) -> int:
+        """How many tiles have a model of their own."""
+        return 1 if self.shared else len(self)
+
+    @property
+    def examples(self) -> int:
+        """How many tiles of an image one model learns from."""
+        return len(self) if self.shared else 1
 
     def __len__(self) -> int:
         return len(self.rows.starts) * len(self.columns.starts)
@@ -101,7 +126,7 @@ class Tiling:
                 yield images[:, :, top : top + self.rows.tile, left : left + self.columns.tile]
 
     def side_by_side(self, maps: Tensor) -> Tensor:
-        """Maps `[n * tiles, h, w]`, all of an image in a run -> one an image, `[n, rows * h, columns * w]`."""
+        """Maps `[n * tiles, h, w]`, all of an image in a run -> `[n, rows * h, columns * w]`."""
         rows, columns, (height, width) = len(self.rows.starts), len(self.columns.starts), maps.shape[1:]
         grid = maps.view(-1, rows, columns, height, width).transpose(2, 3)
         return grid.reshape(-1, rows * height, columns * width)

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from padim.cli.common import USER_ERROR, Parser, add_workers_option, aligned, command
-from padim.errors import PadimError
+from padim.cli.command import USER_ERROR, Failures, Parser, command, progress_bars
+from padim.cli.options import add_workers_option
+from padim.cli.tables import aligned
 
 if TYPE_CHECKING:
-    from padim.data.check import Report
-
-log = logging.getLogger(__name__)
+    from padim.data.check import CategoryReport
 
 PROBLEMS = 1
 
 
-def parser() -> Parser:
+def parser(prog: str = "padim-data") -> Parser:
     """The command's options."""
-    result = Parser(prog="padim-data", description="Look at a data set.")
+    result = Parser(prog=prog, description="Look at a data set.")
     actions = result.add_subparsers(required=True, metavar="ACTION", parser_class=Parser, help="what to do")
     check = actions.add_parser(
         "check",
@@ -34,37 +32,28 @@ def parser() -> Parser:
     check.add_argument("root", type=Path, metavar="ROOT", help="folder of the categories")
     check.add_argument("--category", nargs="+", metavar="NAME", help="categories (default: all there are)")
     add_workers_option(check)
-    check.add_argument("--json", action="store_true", help="print one JSON object a category instead of the table")
+    check.add_argument("--json", action="store_true", help="print one JSON object per category instead of the table")
     return result
 
 
 @command
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "padim-data") -> int:
     """Run the command; returns its exit code."""
-    options = parser().parse_args(arguments)
+    options = parser(prog).parse_args(arguments)
 
-    from tqdm import tqdm
-
-    from padim.data.check import check_category, check_items, published
+    from padim.data.check import check_category, published
     from padim.data.layouts import categories, find_category
 
     there = categories(options.root)
     names = list(dict.fromkeys(options.category or there))
-    failed = False
-    reports = []
-    for name in names:
-        try:
-            category = find_category(options.root, name)
-        except PadimError as error:  # the other categories are checked all the same
-            log.error("%s", error)
-            failed = True
-            continue
-        results = check_items(category, options.workers)
-        total = len(category.train) + len(category.test)
-        shown = tqdm(results, desc=name, total=total, unit="image", disable=None)
-        reports.append(check_category(options.root, category, shown))
-        if options.json:
-            print(json.dumps(dataclasses.asdict(reports[-1])), flush=True)
+    failures, reports = Failures(), []
+    with progress_bars() as progress:
+        for name in names:
+            with failures.caught(name):
+                category = find_category(options.root, name)
+                reports.append(check_category(options.root, category, options.workers, progress))
+                if options.json:
+                    print(json.dumps(dataclasses.asdict(reports[-1])), flush=True)
     if not options.json:
         print(_table(reports))
         missing = sorted(set(published()) - set(names))
@@ -73,12 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for report in reports:
             for problem in report.problems:
                 print(" ".join(problem.splitlines()))
-    if failed:
+    if failures.count:
         return USER_ERROR
     return PROBLEMS if any(report.problems for report in reports) else 0
 
 
-def _table(reports: Sequence[Report]) -> str:
+def _table(reports: Sequence[CategoryReport]) -> str:
     rows = [["category", "train", "good", "defective", "masks", "size", "problems"]]
     for report in reports:
         good = report.test.get("good", 0)

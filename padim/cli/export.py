@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from padim.cli.common import Parser, command
+from padim.cli.command import Parser, command
 from padim.errors import PadimError
 
 
-def parser() -> Parser:
+def parser(prog: str = "padim-export") -> Parser:
     """The command's options."""
     result = Parser(
-        prog="padim-export",
+        prog=prog,
         description="Write a trained model as one ONNX file, from images to maps and scores, after ONNX Runtime has"
         " been found to agree with it.",
     )
@@ -34,9 +34,9 @@ def parser() -> Parser:
 
 
 @command
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "padim-export") -> int:
     """Run the command; returns its exit code."""
-    options = parser().parse_args(arguments)
+    options = parser(prog).parse_args(arguments)
 
     from padim.deploy.export import export_onnx
     from padim.detectors.registry import load

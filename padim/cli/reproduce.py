@@ -10,36 +10,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from padim.cli.common import (
-    USER_ERROR,
-    Parser,
-    add_data_option,
-    aligned,
-    command,
-    pick_device,
-    positive,
-)
+from padim.cli.command import USER_ERROR, Parser, command
+from padim.cli.options import add_data_option, pick_device, positive
+from padim.cli.tables import aligned
 from padim.config import BACKBONES
 from padim.errors import PadimError
 from padim.system.machine import cores
 
 if TYPE_CHECKING:
     from padim.data.items import Category
-    from padim.reproduction.experiments import Experiment, Row, Run
+    from padim.reproduction.experiments import Experiment, Run, TableRow
 
 log = logging.getLogger(__name__)
 
 
-def parser() -> Parser:
+def parser(prog: str = "padim-reproduce") -> Parser:
     """The command's options."""
     result = Parser(
-        prog="padim-reproduce",
+        prog=prog,
         description="Fit and evaluate many configurations on many categories, and print tables like the paper's"
         " beside the published figures. What an earlier call has done is not done again.",
     )
     result.add_argument("--preset", nargs="+", default=[], metavar="NAME", help="presets (default: pytorch-r18)")
     result.add_argument(
-        "--ablation", nargs="+", default=[], metavar="NAME", help="comparisons of the paper, or all; see the README"
+        "--ablation",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="comparisons of the paper, or all",
     )
     result.add_argument(
         "--category", nargs="+", default=["all"], metavar="NAME", help="categories (default: all of MVTec AD)"
@@ -53,30 +51,45 @@ def parser() -> Parser:
         nargs="+",
         default=[],
         metavar="[BACKBONE=]FILE",
-        help="weights, one file a backbone, as in resnet18=FILE (default: download)",
+        help="weights, one file per backbone, as in resnet18=FILE (default: download)",
     )
     result.add_argument("--seeds", type=positive, default=1, metavar="N", help="repeat every random draw N times")
     result.add_argument(
         "--jobs", type=positive, metavar="N", help="processes (default: as many as memory and cores, or GPUs, allow)"
     )
+    result.add_argument(
+        "--backend",
+        choices=("loky", "dask", "ray"),
+        default="loky",
+        help="what runs the processes; dask and ray know of other machines (default: loky)",
+    )
+    result.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="scheduler of a Dask or Ray cluster whose machines share their files with this one; --jobs is for each of"
+        " them (default: this machine alone)",
+    )
     result.add_argument("--device", default="auto", metavar="NAME", help="where to compute (default: auto)")
-    result.add_argument("--json", action="store_true", help="print one JSON object an experiment instead of the tables")
+    result.add_argument("--json", action="store_true", help="print one JSON object per experiment")
     return result
 
 
 @command
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "padim-reproduce") -> int:
     """Run the command; returns its exit code."""
-    options = parser().parse_args(arguments)
+    options = parser(prog).parse_args(arguments)
+    if options.address and options.backend == "loky":
+        raise PadimError("--address is for --backend dask and --backend ray")
+    if options.address:  # other machines have other working directories
+        options.data, options.output = options.data.absolute(), options.output.absolute()
 
-    from padim.backbones import digest
-    from padim.detectors.contract import weights_from
+    from padim.backbones import digest, weights_from
     from padim.reproduction.experiments import ablation, ablations, preset, table
     from padim.storage.files import check_writable
 
     names = ablations() if "all" in options.ablation else options.ablation
     experiments = [*map(preset, options.preset), *map(ablation, names)] or [preset("pytorch-r18")]
-    backbones = sorted({experiment.config.backbone for experiment in experiments})
+    backbones = sorted({name for experiment in experiments if (name := experiment.config.pretrained)})
     files = _weights_files(options.weights, backbones)
     found, missing = _categories(options)
     check_writable(options.output)
@@ -84,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = {experiment.name: _runs(experiment, found, digests, options) for experiment in experiments}
     failed = _execute([run for several in runs.values() for run in several], files, options)
 
-    tables: dict[str, list[Row]] = {}
+    tables: dict[str, list[TableRow]] = {}
     for experiment in experiments:
         results: dict[str, list[dict[str, Any]]] = {}
         for run in runs[experiment.name]:
@@ -127,7 +140,7 @@ def _runs(
     """The runs of an experiment: its seeds on every category."""
     from padim.reproduction.experiments import Run
 
-    folder, sha256 = options.output / experiment.name, digests[experiment.config.backbone]
+    folder, sha256 = options.output / experiment.name, digests.get(experiment.config.pretrained or "", "")
     return [
         Run(experiment.with_seed(seed), category, sha256, folder / f"{category.name}-{seed}.json")
         for category in found
@@ -147,7 +160,7 @@ def _execute(runs: Sequence[Run], files: Mapping[str, Path], options: argparse.N
     device = pick_device(options.device)
     jobs = min(options.jobs or most_jobs(todo, device, cores()), max(1, len(todo)))
     failed = 0
-    with closing(execute(todo, files, device, cores(), jobs)) as outcomes:
+    with closing(execute(todo, files, device, cores(), jobs, options.backend, options.address)) as outcomes:
         for run, problem in tqdm(outcomes, desc="runs", total=len(todo), unit="run", disable=None):
             if problem:
                 log.error("%s, %s: %s", run.experiment.name, run.category.name, problem)
@@ -164,11 +177,11 @@ def _weights_files(entries: Sequence[str], backbones: Sequence[str]) -> dict[str
             backbone = backbones[0]
         if backbone not in BACKBONES:
             raise PadimError(f"--weights {entry}: say for which backbone, as in {backbones[0]}=FILE")
-        files[backbone] = Path(path)
+        files[backbone] = Path(path).absolute()
     return files
 
 
-def _print(tables: Mapping[str, Sequence[Row]], as_json: bool) -> None:
+def _print(tables: Mapping[str, Sequence[TableRow]], as_json: bool) -> None:
     import dataclasses
 
     from padim.reproduction.tables import as_rows
@@ -180,7 +193,7 @@ def _print(tables: Mapping[str, Sequence[Row]], as_json: bool) -> None:
             print(f"{name}\n{aligned(as_rows(rows))}\n")
 
 
-def _write(folder: Path, tables: Mapping[str, Sequence[Row]]) -> None:
+def _write(folder: Path, tables: Mapping[str, Sequence[TableRow]]) -> None:
     """Write the tables of each experiment beside its results."""
     from padim.reproduction.tables import as_csv, as_html, as_markdown
     from padim.storage.files import write_text

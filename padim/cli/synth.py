@@ -6,15 +6,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from padim.cli.common import Parser, command
+from padim.cli.command import Parser, command
 from padim.config import MAX_SIDE
 from padim.errors import PadimError
 
 
-def parser() -> Parser:
+def parser(prog: str = "padim-synth") -> Parser:
     """The command's options."""
     result = Parser(
-        prog="padim-synth",
+        prog=prog,
         description="Make a synthetic category in MVTec AD's layout, with five defect types and exact masks.",
     )
     result.add_argument("root", type=Path, metavar="ROOT", help="data root; the category becomes a folder of it")
@@ -33,9 +33,9 @@ def parser() -> Parser:
 
 
 @command
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "padim-synth") -> int:
     """Run the command; returns its exit code."""
-    options = parser().parse_args(arguments)
+    options = parser(prog).parse_args(arguments)
     if len(options.size) > 2 or min(options.size) < 16 or max(options.size) > MAX_SIDE:
         raise PadimError(f"--size: give a side, or height and width, of 16 to {MAX_SIDE} pixels")
     if min(options.train, options.good, options.defective, options.seed) < 0:

@@ -19,6 +19,21 @@ CLASSES = {
 }
 
 
+# What the generators of the views are told apart by from that of the order of the images.
+_VIEWS = 1
+
+
+def augmented(image: Image.Image, config: CutPasteConfig, number: int) -> dict[str, Image.Image]:
+    """The versions of a training image that the network learns to tell apart, by their classes, for a look at them."""
+    made = views(image, config, view_generator(config, number))
+    return dict(zip(CLASSES[config.variant], made, strict=True))
+
+
+def view_generator(config: CutPasteConfig, index: int) -> np.random.Generator:
+    """What the versions of the image that comes at a place in the order of a run are drawn with."""
+    return np.random.default_rng([config.seed, _VIEWS, index])
+
+
 def views(image: Image.Image, config: CutPasteConfig, random: np.random.Generator) -> list[Image.Image]:
     """One version of an RGB image for each class of the variant, all in the size of the image."""
     image = jittered(image, config.jitter, random)

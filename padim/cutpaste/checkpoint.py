@@ -28,51 +28,51 @@ LOG, CHECKPOINT = "training.csv", "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
-class Row:
-    """A step in the log, with the image AUROC on the test images where it was looked at."""
+class LoggedStep:
+    """A step of the log, with the image AUROC on the test images where it was looked at."""
 
     step: Step
     test_auroc: float | None = None
 
 
 @dataclass
-class Journal:
+class Checkpoint:
     """The log and the checkpoint of one training.
 
     Attributes:
         folder: where they are; None keeps the log in memory and writes no checkpoint.
         run: what the training is of: configuration and images. A checkpoint of anything else is refused.
-        rows: the steps so far.
+        steps: those so far.
     """
 
     folder: Path | None
     run: dict[str, Any]
-    rows: list[Row] = field(default_factory=list)
+    steps: list[LoggedStep] = field(default_factory=list)
 
     @classmethod
-    def of(cls, folder: Path | None, config: CutPasteConfig, images: NDArray[np.uint8], weights: str) -> Journal:
-        """A journal of a training on images `[n, h, w, 3]` that starts from weights of this digest."""
+    def of(cls, folder: Path | None, config: CutPasteConfig, images: NDArray[np.uint8], weights: str) -> Checkpoint:
+        """The checkpoint of a training on images `[n, h, w, 3]` that starts from weights of this digest."""
         pixels = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
         run = {"config": config.to_dict(), "images_sha256": pixels, "weights_sha256": weights}
         return cls(folder, json.loads(json.dumps(run)))  # lists for tuples, as in a file
 
     @property
-    def checkpoint(self) -> Path | None:
+    def path(self) -> Path | None:
         """Its path, whether it is there or not."""
         return self.folder and self.folder / CHECKPOINT
 
     def write_log(self) -> None:
-        """Write `training.csv`, a line a step."""
+        """Write `training.csv`, a line per step."""
         if self.folder is None:
             return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*(column.name for column in dataclasses.fields(Step)), "test_auroc"])
-        for row in self.rows:
+        for row in self.steps:
             writer.writerow([*dataclasses.astuple(row.step), "" if row.test_auroc is None else row.test_auroc])
         write_text(self.folder / LOG, text.getvalue())
 
-    def write_checkpoint(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def write(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Write the log, and a checkpoint of a state, whole or not at all.
 
         Raises:
@@ -81,17 +81,17 @@ class Journal:
         if self.folder is None:
             return
         self.write_log()
-        rows = [(dataclasses.asdict(row.step), row.test_auroc) for row in self.rows]
+        rows = [(dataclasses.asdict(row.step), row.test_auroc) for row in self.steps]
         header = {"run": self.run, "values": dict(values), "rows": rows}
         tensorfile.write(self.folder / CHECKPOINT, tensors, {"padim-checkpoint": json.dumps(header)})
 
-    def read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Take the log of the checkpoint over; gives its tensors and values, or None where there is no checkpoint.
 
         Raises:
             PadimError: it is damaged, or it is that of another training.
         """
-        path = self.checkpoint
+        path = self.path
         if path is None or not path.exists():
             return None
         try:
@@ -104,8 +104,8 @@ class Journal:
                         f"{path} is of a training with another {_difference(name, header['run'][name], value)}:"
                         " train without --resume"
                     )
-            self.rows = [_row(step, auroc) for step, auroc in header["rows"]]
-            if [row.step.step for row in self.rows] != [*range(1, len(self.rows) + 1)]:
+            self.steps = [_logged_step(step, auroc) for step, auroc in header["rows"]]
+            if [row.step.step for row in self.steps] != [*range(1, len(self.steps) + 1)]:
                 raise ValueError("rows")
             return tensors, dict(header["values"])
         except OSError as error:
@@ -114,13 +114,13 @@ class Journal:
             raise PadimError(f"{path} is damaged: train without --resume") from error
 
 
-def _row(step: dict[str, Any], auroc: Any) -> Row:
+def _logged_step(step: dict[str, Any], auroc: Any) -> LoggedStep:
     """A step from a checkpoint.
 
     Raises:
         TypeError: it isn't one of numbers.
     """
-    row = Row(Step(**step), auroc)
+    row = LoggedStep(Step(**step), auroc)
     found = {name: type(value) for name, value in step.items()}
     if found != get_type_hints(Step) or type(auroc) not in (float, NoneType):
         raise TypeError("step")

@@ -55,6 +55,20 @@ class CutPasteConfig(BaseConfig):
     select: str = option("last", "step whose weights are taken; best-on-test has seen the test images", SELECTIONS)
     test_steps: int = option(10, "steps from one look at the test images to the next, for best-on-test")
 
+    @property
+    def pretrained(self) -> str | None:
+        return self.backbone if self.initial == "imagenet" else None
+
+    @property
+    def seeded(self) -> bool:
+        return super().seeded or self.steps > 0 or self.initial == "random"
+
+    @property
+    def remark(self) -> str | None:
+        if self.select == "last":
+            return None
+        return "the step was chosen by the AUROC on the test images: figures on them have seen the answers"
+
     def _ranges(self) -> dict[str, bool]:
         return super()._ranges() | {
             "jitter": 0 <= self.jitter <= 0.5,

@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from padim.cutpaste.augment import views
+from padim.cutpaste.augment import view_generator, views
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.network import CutPasteNetwork
 from padim.data.loader import yield_to_the_model
 from padim.errors import PadimError
-from padim.system.device import arithmetic
+from padim.system.device import autocast
 
 # Batches that are being made while one is learned from.
 _AHEAD = 2
 
-# What the generators of random numbers are for.
-_ORDER, _VIEWS = 0, 1
+# What the generator of the order of the images is told apart by from those of their views.
+_ORDER = 0
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Training:
         self.network.train()
         images = torch.cat([same.to(self._device) for same in batch])
         labels = torch.arange(len(batch), device=self._device).repeat_interleave(len(batch[0]))
-        with arithmetic(self._device, self._config.precision):
+        with autocast(self._device, self._config.precision):
             logits, error = self.network(images)
         loss = F.cross_entropy(logits.float(), labels) + self._config.sspcab_weight * error
         self._optimizer.zero_grad()
@@ -191,8 +191,3 @@ class Training:
                 " train with a smaller --learning-rate, or --precision fp32"
             )
         return step
-
-
-def view_generator(config: CutPasteConfig, index: int) -> np.random.Generator:
-    """What the versions of the image that comes at a place in the order of a run are drawn with."""
-    return np.random.default_rng([config.seed, _VIEWS, index])

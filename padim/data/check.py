@@ -6,7 +6,6 @@ import dataclasses
 import os
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -16,10 +15,11 @@ from typing import Any, NamedTuple
 from padim.data.images import read_image, read_mask
 from padim.data.items import GOOD, Category, Item, images_below
 from padim.errors import ImageError
+from padim.system.progress import Report, silent, tracked
 
 
 @dataclass(frozen=True)
-class Report:
+class CategoryReport:
     """What a category's folder has.
 
     Attributes:
@@ -52,17 +52,19 @@ def published() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("mvtec.toml").read_text(encoding="utf-8"))
 
 
-def check_category(root: Path, category: Category, results: Iterable[ItemResult]) -> Report:
-    """The report of a category under a data root, from what `check_items` found."""
+def check_category(root: Path, category: Category, workers: int, progress: Report = silent) -> CategoryReport:
+    """Read every image and mask of a category under a data root, in several threads, and report on them."""
+    items = [*category.train, *category.test]
     problems: list[str] = []
     sizes: Counter[str] = Counter()
-    for result in results:
-        problems += result.problems
-        sizes.update([result.size] if result.size else [])
+    with ThreadPoolExecutor(workers) as pool:
+        for result in pool.map(_check_item, tracked(items, category.name, progress)):
+            problems += result.problems
+            sizes.update([result.size] if result.size else [])
     problems += _general_problems(category)
     problems += _masks_without_image(root / category.name / "ground_truth", category)
     return _with_differences(
-        Report(
+        CategoryReport(
             category.name,
             len(category.train),
             dict(Counter(str(item.defect) for item in category.test)),
@@ -71,12 +73,6 @@ def check_category(root: Path, category: Category, results: Iterable[ItemResult]
             problems,
         )
     )
-
-
-def check_items(category: Category, workers: int) -> Iterator[ItemResult]:
-    """Read every image and mask of a category, in several threads; results come in the items' order."""
-    with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(_check_item, [*category.train, *category.test])
 
 
 def _check_item(item: Item) -> ItemResult:
@@ -116,7 +112,7 @@ def _masks_without_image(folder: Path, category: Category) -> list[str]:
     return [f"{path}: a mask without an image" for path in images_below(folder) if path.absolute() not in used]
 
 
-def _with_differences(report: Report) -> Report:
+def _with_differences(report: CategoryReport) -> CategoryReport:
     """The report, with where a category of MVTec AD differs from what was published."""
     truth = published().get(report.category)
     if truth is None:

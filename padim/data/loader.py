@@ -7,12 +7,13 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,12 +54,8 @@ class Sample:
     original: Image.Image | None
 
 
-class _Reading(NamedTuple):
-    """A pass over the items: who reads, what is being read or waits, and which items come after."""
-
-    pool: ThreadPoolExecutor
-    ahead: deque[tuple[Item, Future[tuple[Sample, ImageError | None]]]]
-    remaining: Iterator[Item]
+# An item, and its sample to come with what is wrong with its mask.
+Reading = tuple[Item, Future[tuple[Sample, ImageError | None]]]
 
 
 class ImageLoader:
@@ -67,7 +64,6 @@ class ImageLoader:
     Attributes:
         failures: the images that were left out so far, and why.
         unmasked: how many defective images had no usable mask so far.
-        follower: a loader that starts to read when this one has no more files to open.
     """
 
     def __init__(
@@ -87,16 +83,14 @@ class ImageLoader:
         self.keep_originals = keep_originals
         self.failures: dict[Path, ImageError] = {}
         self.unmasked = 0
-        self.follower: ImageLoader | None = None
-        self._started: _Reading | None = None
+        self._started: Generator[Reading] | None = None
 
     def start(self) -> Self:
         """Begin to read the first images now, while whatever else has to be done before they are asked for."""
-        remaining = iter(self.items)
-        pool = ThreadPoolExecutor(self.workers, initializer=yield_to_the_model)
+        pool, remaining = ThreadPoolExecutor(self.workers, initializer=yield_to_the_model), iter(self.items)
         count = self.workers * (_AHEAD_WITH_ORIGINALS if self.keep_originals else _AHEAD)
         ahead = deque((item, pool.submit(self._read, item)) for item in islice(remaining, count))
-        self._started = _Reading(pool, ahead, remaining)
+        self._started = self._readings(pool, ahead, remaining)
         return self
 
     def __len__(self) -> int:
@@ -112,18 +106,21 @@ class ImageLoader:
         if self._started is None:
             self.start()
         assert self._started is not None
-        (pool, ahead, remaining), self._started = self._started, None
-        try:
-            while ahead:
-                sample = self._result(*ahead.popleft())
-                item = next(remaining, None)
-                if item is not None:
-                    ahead.append((item, pool.submit(self._read, item)))
-                elif self.follower is not None:
-                    self.follower.start()
-                    self.follower = None
+        readings, self._started = self._started, None
+        with closing(readings):
+            for item, future in readings:
+                sample = self._result(item, future)
                 if sample is not None:
                     yield sample
+
+    def _readings(
+        self, pool: ThreadPoolExecutor, ahead: deque[Reading], remaining: Iterator[Item]
+    ) -> Generator[Reading]:
+        """The items in their order, each with its sample to come; for each that is taken, another one is read."""
+        try:
+            while ahead:
+                yield ahead.popleft()
+                ahead.extend((item, pool.submit(self._read, item)) for item in islice(remaining, 1))
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from padim.backbones import digest
-from padim.deploy.runtime import VERSION, Runtime
+from padim.deploy.runtime import EXPORT_VERSION, Runtime
 from padim.detectors.contract import Detector
+from padim.detectors.options import FitOptions
 from padim.errors import PadimError
 from padim.storage.files import atomic_write
 
@@ -42,19 +43,16 @@ LARGEST_FILE = 2**31 - 2**24
 _FEW = 1024
 
 
-class _Scorer(nn.Module):
-    """A fitted detector as a function of images alone."""
+class _Outputs(nn.Module):
+    """A fitted detector as a function from images to the outputs above."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
-        for name, value in vars(detector).items():
-            if isinstance(value, nn.Module):  # so that its weights are known as weights
-                self.add_module(name, value)
-        self._detector = detector
+        self.detector = detector
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Image scores `[n]` of uint8 images `[n, 3, h, w]`, and maps `[n, h, w]` where there are any."""
-        scores = self._detector.forward(images)
+        scores = self.detector(images)
         return (scores.images,) if scores.maps is None else (scores.images, scores.maps)
 
 
@@ -97,7 +95,7 @@ def export_onnx(model: Detector, path: Path, storage: str = "fp32") -> Exported:
     tensors = (value.const_value for value in graph.graph.initializers.values())
     beside = None
     if sum(tensor.nbytes for tensor in tensors) > LARGEST_FILE:
-        content = digest(model.tensors(embed_backbone=True, dtype=torch.float32))
+        content = digest(model.tensors(FitOptions()))
         beside = path.with_name(f"{path.name}.{storage}-{content[:16]}.data")
     with atomic_write(path) as temporary:
         onnx_ir.save(graph, temporary, format="protobuf", external_data=beside and beside.name)
@@ -122,13 +120,13 @@ def _graph(model: Detector, images: Tensor) -> Any:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's remarks are for its authors
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
-        scorer = _Scorer(model).eval()
+        outputs = _Outputs(model).eval()
         program = torch.onnx.export(
-            scorer,
+            outputs,
             (images,),
             dynamo=True,
             input_names=["images"],
-            output_names=["scores", "maps"][: len(scorer(images))],
+            output_names=["scores", "maps"][: len(outputs(images))],
             dynamic_shapes={"images": {0: torch.export.Dim("n")}},
             verbose=False,
         )
@@ -168,9 +166,9 @@ def _header(model: Detector) -> dict[str, object]:
             "pixels": None if pixels is None else pixels.tolist(),
         }
     return {
-        "version": VERSION,
+        "version": EXPORT_VERSION,
         "config": model.config.to_dict(),
-        "about": dataclasses.asdict(model.about),
+        "about": dataclasses.asdict(model.provenance),
         "dimensions": model.dimensions,
         "calibration": calibration,
     }
@@ -181,7 +179,7 @@ def _difference(model: Detector, path: Path, images: Tensor) -> float:
     runtime = Runtime.load(path)
     differences = []
     for batch in (images, images[:1]):
-        expected, found = model.score(batch), runtime.score(batch.permute(0, 2, 3, 1).numpy())
+        expected, found = model.score(batch), runtime.score_pixels(batch.permute(0, 2, 3, 1).numpy())
         for ours, theirs in ((expected.images, found.images), (expected.maps, found.maps)):
             if ours is not None and theirs is not None:
                 differences.append(float(np.abs(theirs - ours.numpy()).max() / ours.abs().max()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +15,13 @@ from padim.calibration import PIXEL_RATES, Calibration
 from padim.config import BaseConfig
 from padim.data.transform import Transform
 from padim.detectors.registry import configuration
+from padim.detectors.scores import Scores
 from padim.errors import PadimError, first_line
 from padim.storage.files import utf8_path
-from padim.storage.provenance import About
+from padim.storage.provenance import Provenance
 
-VERSION = 1
-
-
-class Scores(NamedTuple):
-    """What a batch of n images scores, as `padim.detectors.contract.Scores` has it: `[n]`, and `[n, h, w]` or None."""
-
-    images: NDArray[np.float32]
-    maps: NDArray[np.float32] | None
+# The version of the metadata of an exported model.
+EXPORT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -36,14 +31,14 @@ class Runtime:
     Attributes:
         session: ONNX Runtime's.
         config: the protocol that it was fitted with.
-        about: where it comes from.
+        provenance: where it comes from.
         dimensions: of the space of the distances.
         calibration: what normal images score, where that is known.
     """
 
     session: Any
     config: BaseConfig
-    about: About
+    provenance: Provenance
     dimensions: int
     calibration: Calibration | None
 
@@ -87,11 +82,6 @@ class Runtime:
             raise PadimError(f"{path} is a damaged model: its metadata can't be understood") from error
 
     @property
-    def false_alarm_rate(self) -> float:
-        """The share of fresh normal images that the verdict may flag."""
-        return self.about.false_alarm_rate
-
-    @property
     def has_maps(self) -> bool:
         """Whether there are anomaly maps, or image scores only."""
         return any(output.name == "maps" for output in self.session.get_outputs())
@@ -101,29 +91,33 @@ class Runtime:
         """How images are resized and cropped."""
         return Transform.of(self.config)
 
-    def score(self, images: NDArray[np.uint8]) -> Scores:
+    def training_embeddings(self) -> NDArray[np.float32] | None:
+        """None: an exported model has none."""
+        return None
+
+    def score_pixels(self, pixels: NDArray[np.uint8]) -> Scores[NDArray[np.float32]]:
         """Image scores `[n]`, and anomaly maps `[n, h, w]` if it has them, of resized and cropped RGB `[n, h, w, 3]`.
 
         Raises:
             PadimError: the images have another size, a score is not finite, or the graph is damaged.
         """
-        if images.shape[1:] != (*self.config.image_size, 3):
+        if pixels.shape[1:] != (*self.config.image_size, 3):
             expected = f"[n, {self.config.image_size[0]}, {self.config.image_size[1]}, 3]"
-            raise PadimError(f"images have shape {list(images.shape)}, expected {expected}")
-        shapes = {"scores": images.shape[:1], "maps": images.shape[:3]}
+            raise PadimError(f"images have shape {list(pixels.shape)}, expected {expected}")
+        shapes = {"scores": pixels.shape[:1], "maps": pixels.shape[:3]}
         names = [name for name in shapes if name == "scores" or self.has_maps]
         try:
-            found = dict(zip(names, self.session.run(names, {"images": images.transpose(0, 3, 1, 2)}), strict=True))
+            found = dict(zip(names, self.session.run(names, {"images": pixels.transpose(0, 3, 1, 2)}), strict=True))
             usable = all(found[name].shape == shapes[name] and np.isfinite(found[name]).all() for name in names)
         except Exception as error:  # its classes are not public
             raise PadimError(f"the model can't score these images: {first_line(error)}") from error
         if not usable:
-            raise PadimError("the scores are not finite, or not one an image: export the model again")
+            raise PadimError("the scores are not finite, or not one per image: export the model again")
         return Scores(found["scores"], found.get("maps"))
 
-    def score_image(self, image: Image.Image) -> Scores:
+    def score_image(self, image: Image.Image) -> Scores[NDArray[np.float32]]:
         """The score `[1]` and the map `[1, h, w]` of one RGB image of any size."""
-        return self.score(np.asarray(self.transform.image(image))[None])
+        return self.score_pixels(np.asarray(self.transform.image(image))[None])
 
 
 def _parsed(header: dict[str, Any]) -> dict[str, Any]:
@@ -133,8 +127,8 @@ def _parsed(header: dict[str, Any]) -> dict[str, Any]:
         KeyError, TypeError, ValueError: they are not what they should be.
         PadimError: another version, or a configuration that isn't valid.
     """
-    if header["version"] != VERSION:
-        raise PadimError(f"an export of version {header['version']}, this program reads version {VERSION}")
+    if header["version"] != EXPORT_VERSION:
+        raise PadimError(f"an export of version {header['version']}, this program reads version {EXPORT_VERSION}")
     calibration = header["calibration"]
     if calibration is not None:
         scores = np.array(calibration["scores"], dtype=np.float32)
@@ -151,7 +145,7 @@ def _parsed(header: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("dimensions")
     return {
         "config": config,
-        "about": About(**header["about"]),
+        "provenance": Provenance(**header["about"]),
         "dimensions": dimensions,
         "calibration": calibration,
     }

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from padim.data.items import images_below, real
-from padim.errors import PadimError
+from padim.data.items import Item, images_below, real
+from padim.data.loader import batched
+from padim.errors import ImageError, PadimError
+from padim.pipeline.predict import Prediction
+
+log = logging.getLogger(__name__)
+
+# Images that are taken on at a time, so that a long queue is neither held nor waited for.
+_AT_ONCE = 64
 
 
 class Stamp(NamedTuple):
@@ -21,7 +31,7 @@ class Stamp(NamedTuple):
 
 
 class Record:
-    """A file of JSON lines, one an image that is done; what is in it is not done again after a restart.
+    """A file of JSON lines, one per image that is done; what is in it is not done again after a restart.
 
     Images go by their `name`, the path below the watched folder. In memory one takes no more than a
     number in a set.
@@ -110,19 +120,19 @@ class Watch:
         self._exclude = real(exclude) if exclude else None
         if self._exclude == real(folder):
             raise PadimError(f"{folder} is where the results go: choose another folder for them with --out")
-        self._folder, self._settle = folder, settle
+        self.folder, self.settle = folder, settle
         self._unfinished: dict[Path, tuple[Stamp, float]] = {}
 
     def name(self, path: Path) -> str:
         """What an image is called in the record."""
-        return str(path.relative_to(self._folder))
+        return str(path.relative_to(self.folder))
 
     def finished(self, record: Record) -> dict[Path, Stamp]:
         """The finished images that are not in the record, oldest first."""
         now = time.monotonic()
         before, self._unfinished = self._unfinished, {}
         found: dict[Path, Stamp] = {}
-        for path in images_below(self._folder, self._exclude):
+        for path in images_below(self.folder, self._exclude):
             try:
                 status = os.stat(path)
             except OSError:  # gone again
@@ -134,13 +144,50 @@ class Watch:
             if known != stamp:
                 since = now
             self._unfinished[path] = stamp, since
-            if now - since >= self._settle:
+            if now - since >= self.settle:
                 found[path] = stamp
         return dict(sorted(found.items(), key=lambda entry: entry[1].modified_ns))
 
     def postpone(self, path: Path) -> None:
         """Take an image for unfinished once more."""
         self._unfinished.pop(path, None)
+
+
+def follow(
+    watch: Watch,
+    record: Record,
+    predict: Callable[[Sequence[Item]], Generator[Prediction]],
+    stop: threading.Event,
+) -> Iterator[tuple[Prediction, Stamp]]:
+    """The predictions of images as they appear, until the event is set; whoever takes one adds it to the record.
+
+    What the machine is to blame for, rather than the image, is tried again.
+    """
+    postponed: set[Path] = set()
+    while not stop.is_set():
+        start = time.monotonic()
+        if not watch.folder.is_dir():
+            log.warning("the folder %s is not there: waiting for it", watch.folder)
+            while not watch.folder.is_dir() and not stop.wait(watch.settle + 0.05):
+                pass
+        finished = watch.finished(record)
+        # A folder of many files takes long to look through: not more than a tenth of the time.
+        pause = max(watch.settle / 2, 0.05, 9 * (time.monotonic() - start))
+        for stamps in map(dict, batched(finished.items(), _AT_ONCE)):
+            with closing(predict([Item(path) for path in stamps])) as predictions:
+                for prediction in predictions:
+                    path, problem = prediction.path, prediction.problem
+                    if isinstance(problem, ImageError) and problem.may_pass:
+                        watch.postpone(path)
+                        if path not in postponed:
+                            log.warning("will be tried again: %s", problem)
+                            postponed.add(path)
+                        continue
+                    yield prediction, stamps[path]
+                    if stop.is_set():
+                        return
+        if not finished:
+            stop.wait(pause)
 
 
 def _key(line: dict[str, Any]) -> int:

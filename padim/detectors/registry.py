@@ -1,4 +1,4 @@
-"""The methods by name: the one place that knows all of them."""
+"""The methods by name: the one place that knows all of them. It is cheap to import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from padim.cutpaste.config import CutPasteConfig
 from padim.errors import PadimError
 
 if TYPE_CHECKING:
+    from padim.backbones import Weights
     from padim.detectors.contract import Detector
+    from padim.detectors.scores import Scorer
 
 CONFIGURATIONS: dict[str, type[BaseConfig]] = {config.method: config for config in (Config, CutPasteConfig)}
 
@@ -45,7 +47,7 @@ def read_config(path: Path) -> BaseConfig:
         raise PadimError(f"{path}: {error}") from error
 
 
-def detector(method: str) -> type[Detector]:
+def detector_class(method: str) -> type[Detector]:
     """The class of a method's detector."""
     module, name = _DETECTORS[method]
     found: type[Detector] = getattr(import_module(module), name)
@@ -67,10 +69,34 @@ def model_config(path: Path) -> BaseConfig:
         raise PadimError(f"{path} is a damaged model: {error}") from error
 
 
-def load(path: Path, *, weights: Path | None = None, device: str = "cpu", precision: str | None = None) -> Detector:
+def new_detector(config: BaseConfig, *, weights: Weights | None = None, device: str = "cpu") -> Detector:
+    """An unfitted detector of a configuration, of whatever method.
+
+    Raises:
+        PadimError: the weights can't be read or don't fit, or torch finds no such device.
+    """
+    return detector_class(config.method)(config, weights=weights, device=device)
+
+
+def load_scorer(
+    path: Path, *, weights: Weights | None = None, device: str = "cpu", precision: str | None = None
+) -> Scorer:
+    """A fitted detector from its file, or an exported model, which takes no torch, from a file with suffix `.onnx`.
+
+    Raises:
+        PadimError: as `load`, or as `padim.deploy.runtime.Runtime.load`.
+    """
+    if path.suffix.lower() != ".onnx":
+        return load(path, weights=weights, device=device, precision=precision)
+    from padim.deploy.runtime import Runtime
+
+    return Runtime.load(path)
+
+
+def load(path: Path, *, weights: Weights | None = None, device: str = "cpu", precision: str | None = None) -> Detector:
     """A fitted detector of whatever method from its file, as `Detector.load`.
 
     Raises:
         PadimError: as there, or the file is of a method that this program doesn't know.
     """
-    return detector(model_config(path).method).load(path, weights=weights, device=device, precision=precision)
+    return detector_class(model_config(path).method).load(path, weights=weights, device=device, precision=precision)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from padim.config import BaseConfig
+from padim.calibration import Thresholds
 from padim.data.items import Item
-from padim.data.loader import Sample, batched, stack
-from padim.detectors.contract import Scores
+from padim.data.loader import Sample, batched
+from padim.detectors.scores import Scorer
 from padim.errors import PadimError
-from padim.evaluation.metrics import Bools, Floats, Metrics, evaluate
+from padim.evaluation.metrics import Bools, Floats, Metrics, measure
+from padim.system.machine import peak_memory
 
 
 @dataclass(frozen=True)
@@ -39,51 +41,95 @@ class ImageResult:
     embedding: Floats | None = None
 
 
-class Scorer(Protocol):
-    """What scores images of one size, as every `padim.detectors.contract.Detector` does."""
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model finds the defects of a category's test images.
 
-    @property
-    def config(self) -> BaseConfig: ...
+    Attributes:
+        category: what was evaluated.
+        metrics: the figures.
+        images: every scored image.
+        skipped: how many images could not be used.
+        unmasked: how many defective images have no mask; the pixel figures are without them.
+        thresholds: what is anomalous.
+        remark: what has to be said beside the figures, if anything.
+        report: the HTML page, where one was written.
+        seconds: how long it took.
+    """
 
-    def score(self, images: Tensor) -> Scores: ...
+    category: str
+    metrics: Metrics
+    images: Sequence[ImageResult]
+    skipped: int
+    unmasked: int
+    thresholds: Thresholds
+    remark: str | None
+    report: Path | None
+    seconds: float
+
+    def flagged(self, *, anomalous: bool) -> float | None:
+        """The share of the normal or the anomalous images that reach the threshold; None where that isn't known.
+
+        It is the false-positive rate of the normal images, and the recall of the anomalous ones.
+        """
+        scores = [image.score for image in self.images if image.item.anomalous == anomalous]
+        if not scores or self.thresholds.threshold is None:
+            return None
+        return sum(bool(self.thresholds.is_anomalous(score)) for score in scores) / len(scores)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures as plain values, for JSON."""
+        return {
+            "category": self.category,
+            "images": len(self.images),
+            "defective": sum(image.item.anomalous for image in self.images),
+            "skipped": self.skipped,
+            "unmasked": self.unmasked,
+            **dataclasses.asdict(self.metrics),
+            **dataclasses.asdict(self.thresholds),
+            "false_alarms": self.flagged(anomalous=False),
+            "defects_found": self.flagged(anomalous=True),
+            "remark": self.remark,
+            "seconds": round(self.seconds, 3),
+            **peak_memory(),
+        }
 
 
-def evaluate_model(
-    model: Scorer,
-    samples: Iterable[Sample],
-    batch_size: int,
-    *,
-    keep_images: bool = False,
-    embed: Callable[[Tensor], Tensor | None] | None = None,
+def evaluate(
+    scorer: Scorer, samples: Iterable[Sample], batch_size: int, *, keep_images: bool = False
 ) -> tuple[Metrics, list[ImageResult]]:
-    """The figures of a fitted model on labelled samples, and what each image scores.
+    """The metrics of a fitted model on labelled samples, and the score of each image.
 
-    Holds the maps of all images, 4 bytes a pixel, since exact pixel figures need every value.
+    Holds the maps of all images, 4 bytes per pixel, since exact pixel metrics need every value.
 
     Args:
-        model: what scores them.
+        scorer: what scores them.
         samples: the images with their labels and masks.
         batch_size: how many are scored at a time.
         keep_images: whether the results carry the images too.
-        embed: gives embeddings of a batch of images, for results that carry them too.
 
     Raises:
         PadimError: no sample could be read.
     """
     results = []
     for batch in batched(samples, batch_size):
-        images = stack(batch)
-        scores = model.score(images)
-        optional = scores.maps, embed(images) if embed else None
-        maps, embeddings = ([None] * len(batch) if part is None else part.cpu().numpy() for part in optional)
-        for sample, score, anomaly_map, embedding in zip(batch, scores.images.tolist(), maps, embeddings, strict=True):
-            image = sample.image if keep_images else None
-            results.append(ImageResult(sample.item, score, anomaly_map, sample.mask, image, embedding))
+        scores, maps, embeddings = scorer.score_pixels(np.stack([sample.image for sample in batch]))
+        for index, sample in enumerate(batch):
+            results.append(
+                ImageResult(
+                    sample.item,
+                    float(scores[index]),
+                    None if maps is None else maps[index],
+                    sample.mask,
+                    sample.image if keep_images else None,
+                    None if embeddings is None else embeddings[index],
+                )
+            )
     if not results:
         raise PadimError("no test image could be read")
-    size = model.config.image_size
+    size = scorer.config.image_size
     masked = [result for result in results if result.mask is not None and result.anomaly_map is not None]
-    metrics = evaluate(
+    metrics = measure(
         np.array([result.item.anomalous for result in results]),
         np.array([result.score for result in results]),
         np.array([result.mask for result in masked], dtype=bool).reshape(-1, *size),

@@ -26,8 +26,8 @@ EIGHT_CONNECTED = np.ones((3, 3))
 class Metrics:
     """The figures of one category, in 0..1 but for the thresholds, which are distances.
 
-    The thresholds, of the largest F1 and of Youden's index (the share found less that of false
-    alarms), are chosen on the images that they are measured on.
+    The thresholds, of the largest F1 and of Youden's index (the true-positive rate less the
+    false-positive rate), are chosen on the images that they are measured on.
     """
 
     image_auroc: float | None
@@ -43,21 +43,21 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Curve:
-    """What is found, and what is flagged falsely, at every threshold that matters.
+    """True and false positives at every threshold that matters.
 
     Those are the distinct scores of anomalous entries: between two of them a lower threshold only
     flags more normal entries, which makes a straight line of the ROC curve and a worse F1.
 
     Attributes:
         thresholds: the distinct scores of anomalous entries, descending, `[t]`.
-        found: weight of the anomalous entries at or above each threshold, `[t]`; the last is all of it.
+        true_positives: weight of the anomalous entries at or above each threshold, `[t]`; the last is all of it.
         false_positives: how many normal entries score at or above each threshold, `[t]`.
         false_above: how many score above it, `[t]`.
         normal: how many normal entries there are.
     """
 
     thresholds: Floats
-    found: Floats
+    true_positives: Floats
     false_positives: Ints
     false_above: Ints
     normal: int
@@ -76,47 +76,52 @@ class Curve:
         descending = anomalous[order]
         last = np.append(descending[1:] != descending[:-1], True)  # of the entries with one score
         thresholds = descending[last]
-        found = np.arange(1.0, len(order) + 1) if weights is None else np.cumsum(weights[order])
+        reached = np.arange(1.0, len(order) + 1) if weights is None else np.cumsum(weights[order])
         return cls(
             thresholds,
-            found[last],
+            reached[last],
             len(normal) - np.searchsorted(normal, thresholds, side="left"),
             len(normal) - np.searchsorted(normal, thresholds, side="right"),
             len(normal),
         )
 
+    @property
+    def recall(self) -> Floats:
+        """The true-positive rate at each threshold, `[t]`."""
+        rate: Floats = self.true_positives / self.true_positives[-1]
+        return rate
+
     def points(self) -> tuple[Floats, Floats]:
-        """The corners of the ROC curve, from (0, 0) to (1, 1): false-positive rate and share found, `[2 t + 2]`."""
-        false = np.column_stack([self.false_above, self.false_positives]).ravel() / self.normal
-        found = np.repeat(self.found / self.found[-1], 2)
-        return np.concatenate([[0], false, [1]]), np.concatenate([[0, 0], found])
+        """The corners of the ROC curve, from (0, 0) to (1, 1): false-positive rate and recall, `[2 t + 2]`."""
+        rate = np.column_stack([self.false_above, self.false_positives]).ravel() / self.normal
+        return np.concatenate([[0], rate, [1]]), np.concatenate([[0, 0], np.repeat(self.recall, 2)])
 
     def area(self, limit: float = 1.0) -> float:
         """Area under the ROC curve up to a false-positive rate in 0..1, divided by that rate."""
-        false, found = self.points()
-        beyond = int(np.searchsorted(false, limit))  # the first corner at the limit or past it
-        share = (limit - false[beyond - 1]) / (false[beyond] - false[beyond - 1])
-        at_limit = found[beyond - 1] + share * (found[beyond] - found[beyond - 1])
-        return float(np.trapezoid(np.append(found[:beyond], at_limit), np.append(false[:beyond], limit)) / limit)
+        rate, recall = self.points()
+        beyond = int(np.searchsorted(rate, limit))  # the first corner at the limit or past it
+        share = (limit - rate[beyond - 1]) / (rate[beyond] - rate[beyond - 1])
+        at_limit = recall[beyond - 1] + share * (recall[beyond] - recall[beyond - 1])
+        return float(np.trapezoid(np.append(recall[:beyond], at_limit), np.append(rate[:beyond], limit)) / limit)
 
     def average_precision(self) -> float:
         """Sum of the precision at each threshold times the step in recall."""
-        precision = self.found / (self.found + self.false_positives)
-        return float(np.diff(self.found, prepend=0) @ precision / self.found[-1])
+        precision = self.true_positives / (self.true_positives + self.false_positives)
+        return float(np.diff(self.recall, prepend=0) @ precision)
 
     def f1_max(self) -> tuple[float, float]:
         """The largest F1 of any threshold, and that threshold."""
-        f1 = 2 * self.found / (self.found + self.false_positives + self.found[-1])
+        f1 = 2 * self.true_positives / (self.true_positives + self.false_positives + self.true_positives[-1])
         best = int(f1.argmax())
         return float(f1[best]), float(self.thresholds[best])
 
     def youden_threshold(self) -> float:
-        """The threshold of the largest difference between the share found and the false-positive rate."""
-        return float(self.thresholds[(self.found / self.found[-1] - self.false_positives / self.normal).argmax()])
+        """The threshold of the largest difference between recall and false-positive rate."""
+        return float(self.thresholds[(self.recall - self.false_positives / self.normal).argmax()])
 
 
-def evaluate(labels: Bools, scores: Floats, masks: Bools, maps: Floats) -> Metrics:
-    """All figures of a category.
+def measure(labels: Bools, scores: Floats, masks: Bools, maps: Floats) -> Metrics:
+    """All metrics of a category.
 
     Args:
         labels: whether each image is anomalous, `[n]`.
@@ -145,7 +150,7 @@ def pro_curve(masks: Bools, maps: Floats) -> Curve:
     """The per-region overlap curve; AUPRO is its area up to `PRO_LIMIT`.
 
     Bergmann et al. 2020 (arXiv 1911.02357): the overlap is the plain mean over all 8-connected
-    defect regions of the share that is found; the rate is over all normal pixels.
+    defect regions of the share of their pixels that is found; the rate is over all normal pixels.
 
     Args:
         masks: ground truth `[n, h, w]`, with pixels of both kinds.

@@ -1,333 +1,223 @@
-"""One Gaussian per position of a pyramid of features, in memory shared between positions.
+"""One Gaussian per position, in memory shared between positions. The notation is that of `padim.gaussian.dense`.
 
-The embedding of a position joins the features of L levels, from coarse to fine. The grids nest, so
-all positions inside one coarse cell have the coarse features in common, and with them the leading
-block of their covariance and of its Cholesky factor G. Row blocks are therefore kept once a cell of
-their own level, never once a position:
+The embedding of a position joins the features of L levels, x = [x_0, .., x_{L-1}] from coarse to fine. The grids
+nest, so all positions inside one coarse cell have the coarse features in common, and with them the leading block
+of S and of its Cholesky factor G. So block row i of G depends on the position only by the cell of level i that
+contains it, and it is kept once per cell of that level, never once per position:
 
-    G[i][j] : [cells_i, d_i, d_j]    for j <= i, level 0 being the coarsest
+    coupling   G_ij for j < i   [cells_i, d_i, d_j]
+    inverse    G_ii^-1          [cells_i, d_i, d_i]
 
-    w_i    = G_ii^-1 (x_i - mean_i - sum_{j < i} G_ij w_j)
-    M(p)^2 = sum_i |w_i|^2
+The distance then follows by forward substitution, each term on the grid of its own level:
 
-which is the Mahalanobis distance of Defard et al. 2020 (equation 2), not an approximation of it;
-`padim.gaussian.dense` is the plain form. This module knows nothing of images: features come as
-`[cells_i, d_i, n]`, coarse to fine, and the cells of a level that lie in one coarser cell follow one
-another, so that a product with a coarser level is one batched product on the coarser grid.
+    w_i  = G_ii^-1 (x_i - m_i - sum_{j < i} G_ij w_j)
+    q(x) = sum_i |w_i|^2
+
+That is the Mahalanobis distance of the dense form, not an approximation of it. The example that is worked there,
+with its first channel on a coarse level and its second one on a fine level, of one cell each:
+
+>>> train = [torch.tensor([[[0.0, 1.0, 2.0]]]), torch.tensor([[[1.0, 0.0, 5.0]]])]  # [cells_i, d_i, n] per level
+>>> moments = Moments.about([level.mean(dim=2, keepdim=True) for level in train])
+>>> moments.add(train)
+>>> gaussian = Gaussian.fit(moments, epsilon=3.0)  # G = [[2, 0], [1, 3]]
+>>> gaussian.inverse[0].item(), gaussian.coupling[1][0].item(), round(1 / gaussian.inverse[1].item(), 5)
+(0.5, 1.0, 3.0)
+>>> test = [torch.tensor([[[5.0]]]), torch.tensor([[[10.0]]])]  # w = (2, 2)
+>>> round(gaussian.squared_distances(test).item(), 5)
+8.0
+
+This module knows nothing of images: features come as `[cells_i, d_i, n]` per level, coarse to fine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from padim.errors import PadimError
-
-# Blocks [cells_i, d_i, d_j] of a matrix that is block lower triangular over the levels.
-Blocks = list[list[Tensor]]
-
-# An update reads and writes all second moments: with few images at a time that costs more than the sums.
-IMAGES_AN_UPDATE = 32
+from padim.gaussian.blocks import Blocks, add_outer_products, add_product, rows_of, stack, times, unstack
+from padim.gaussian.moments import Moments
+from padim.system import distributed
 
 # How many floats a temporary product of the factorisation may hold.
 _CHUNK_FLOATS = 2_000_000
 
 
-def _stack(fine: Tensor, cells: int) -> Tensor:
-    """View `[cells_i, rows, k]` on a coarser grid: `[cells, cells_i / cells * rows, k]`."""
-    rows, columns = fine.shape[1:]
-    return fine.view(cells, len(fine) // cells * rows, columns)
-
-
-def _unstack(coarse: Tensor, cells: int) -> Tensor:
-    """Lay the columns of `[cells_j, n, k]`, stacked over finer cells, out on their grid: `[cells, n, k / inside]`."""
-    parents, n, k = coarse.shape
-    inside = cells // parents
-    return coarse.view(parents, n, inside, k // inside).transpose(1, 2).reshape(cells, n, k // inside)
-
-
-def _from_coarser(blocks: Sequence[Tensor], whitened: Sequence[Tensor], level: Tensor) -> Tensor:
-    """What the coarser levels predict of a level: sum of `G_ij w_j`, `[cells_i, n, d_i]`, zero for the coarsest."""
-    total = torch.zeros_like(level)
-    if blocks:
-        total = torch.bmm(whitened[0], _stack(blocks[0], len(whitened[0])).mT)
-        for block, coarse in zip(blocks[1:], whitened[1:], strict=True):
-            total = _unstack(total, len(coarse)).baddbmm_(coarse, _stack(block, len(coarse)).mT)
-    return _unstack(total, len(level))
-
-
-def _add_product(out: Tensor, fine: Tensor, coarse: Tensor, weight: float = 1.0) -> None:
-    """Add to `out`, `[cells_i, d, e]`, each cell's matrix in `fine` times that in `coarse` of its parent."""
-    cells = len(coarse)
-    _stack(out, cells).baddbmm_(_stack(fine, cells), coarse, alpha=weight)
-
-
-def _add_products(blocks: Blocks, features: Sequence[Tensor], weight: float) -> None:
-    """Add `weight * x_i x_j^T`, summed over the n columns of `[cells_i, d_i, n]`, to every block."""
-    for i, fine in enumerate(features):
-        for j, coarse in enumerate(features[: i + 1]):
-            _add_product(blocks[i][j], fine, coarse.mT, weight)
-
-
-def gather(batches: Iterable[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
-    """Join batches of features, `[cells_i, d_i, n]` a level, until they have enough images for an update."""
-    waiting: list[Sequence[Tensor]] = []
-    for batch in batches:
-        waiting.append(batch)
-        if sum(features[0].shape[2] for features in waiting) >= IMAGES_AN_UPDATE:
-            yield [torch.cat(level, dim=2) for level in zip(*waiting, strict=True)]
-            waiting = []
-    if waiting:
-        yield [torch.cat(level, dim=2) for level in zip(*waiting, strict=True)]
-
-
-@dataclass(eq=False)
-class Moments:
-    """Count, sums and second moments about a fixed shift, for every cell of every level.
-
-    A value of fixed size, whatever the number of images: `update` takes in a batch, `merge` another
-    part of the same images, `Gaussian.fit` turns it into a model.
+class Gaussian(nn.Module):
+    """Means and Cholesky factors of every position's covariance; the attributes have an entry per level.
 
     Attributes:
-        count: how many images were taken in.
-        shift: a point near the mean, `[cells_i, d_i, 1]` a level; moments about it lose no digits.
-        total: sum of x - shift, `[cells_i, d_i, 1]` a level.
-        second: sum of (x_i - shift_i) (x_j - shift_j)^T, blocks `[cells_i, d_i, d_j]`.
+        mean: m_i, `[cells_i, d_i, 1]`.
+        coupling: G_ij for every j < i, `[cells_i, d_i, d_j]`; the coarsest level has none.
+        inverse: G_ii^-1, `[cells_i, d_i, d_i]`.
     """
 
-    count: int
-    shift: list[Tensor]
-    total: list[Tensor]
-    second: Blocks
+    def __init__(self, mean: Sequence[Tensor], coupling: Sequence[Sequence[Tensor]], inverse: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.levels = len(mean)
+        for i in range(self.levels):
+            self.register_buffer(f"mean_{i}", mean[i])
+            self.register_buffer(f"inverse_{i}", inverse[i])
+            for j, block in enumerate(coupling[i]):
+                self.register_buffer(f"coupling_{i}_{j}", block)
+
+    @property
+    def mean(self) -> list[Tensor]:
+        return [self.get_buffer(f"mean_{i}") for i in range(self.levels)]
+
+    @property
+    def coupling(self) -> Blocks:
+        return [[self.get_buffer(f"coupling_{i}_{j}") for j in range(i)] for i in range(self.levels)]
+
+    @property
+    def inverse(self) -> list[Tensor]:
+        return [self.get_buffer(f"inverse_{i}") for i in range(self.levels)]
 
     @classmethod
-    def of(cls, groups: Iterable[Sequence[Tensor]], moments: Moments | None = None) -> Moments:
-        """The moments of all images in groups of features, `[cells_i, d_i, n]` a level.
+    def fit(cls, moments: Moments, epsilon: float) -> Self:
+        """The Gaussian of the images in `moments`, with `epsilon` on the diagonal of every covariance.
 
-        Args:
-            groups: the features.
-            moments: those of earlier images, which take these in.
+        This uses up the second moments: the factors take their place, so that the two never stand in memory together.
 
         Raises:
-            PadimError: there is no group and nothing earlier, or a feature is not finite.
+            PadimError: there are fewer than two images, a covariance is not positive definite, or `epsilon` is lost
+                beside the variances where they alone would leave the covariance singular.
         """
-        for features in groups:
-            moments = moments or cls.about(features)
-            moments.update(features)
-        if moments is None:
-            raise PadimError("a Gaussian needs at least two training images, there is none")
-        return moments
-
-    @classmethod
-    def about(cls, features: Sequence[Tensor]) -> Moments:
-        """Empty moments whose shift is the mean of a batch of features, `[cells_i, d_i, n]` a level."""
-        shift = [level.mean(dim=2, keepdim=True) for level in features]
-        return cls(
-            count=0,
-            shift=shift,
-            total=[torch.zeros_like(level) for level in shift],
-            second=[
-                [fine.new_zeros(len(fine), fine.shape[1], coarse.shape[1]) for coarse in shift[: i + 1]]
-                for i, fine in enumerate(shift)
-            ],
-        )
-
-    def update(self, features: Sequence[Tensor]) -> None:
-        """Take in n images' features, `[cells_i, d_i, n]` a level.
-
-        Raises:
-            PadimError: a feature is not finite; nothing has been taken in then.
-        """
-        if not all(bool(level.isfinite().all()) for level in features):
-            raise PadimError(
-                "the backbone gave features that are not finite: check the weights, or use another --precision"
-            )
-        centred = [level - shift for level, shift in zip(features, self.shift, strict=True)]
-        for total, level in zip(self.total, centred, strict=True):
-            total += level.sum(dim=2, keepdim=True)
-        _add_products(self.second, centred, 1.0)
-        self.count += features[0].shape[2]
-
-    def copy(self) -> Moments:
-        """The same in memory of its own."""
-        return Moments(
-            self.count,
-            [level.clone() for level in self.shift],
-            [level.clone() for level in self.total],
-            [[block.clone() for block in row] for row in self.second],
-        )
-
-    def part(self, start: int, stop: int) -> Moments:
-        """Views of what belongs to a range of the coarsest cells, with all finer ones that lie in them."""
-        cells = len(self.shift[0])
-        return Moments(
-            self.count,
-            [_rows(level, cells, start, stop) for level in self.shift],
-            [_rows(level, cells, start, stop) for level in self.total],
-            [[_rows(block, cells, start, stop) for block in row] for row in self.second],
-        )
-
-    def merge(self, other: Moments) -> None:
-        """Take in the moments of other images about the same shift.
-
-        Raises:
-            PadimError: the shifts differ.
-        """
-        if not all(torch.equal(a, b) for a, b in zip(self.shift, other.shift, strict=True)):
-            raise PadimError("moments about different shifts can't be merged: start both from one shift")
-        self.count += other.count
-        for total, more in zip(self.total, other.total, strict=True):
-            total += more
-        for row, other_row in zip(self.second, other.second, strict=True):
-            for block, more in zip(row, other_row, strict=True):
-                block += more
-
-
-@dataclass(eq=False)
-class Gaussian:
-    """Means and Cholesky factors of every position's covariance, shared as above.
-
-    Attributes:
-        mean: `[cells_i, d_i, 1]` a level, coarse to fine.
-        factors: blocks `[cells_i, d_i, d_j]` of G, but those on the diagonal inverted.
-    """
-
-    mean: list[Tensor]
-    factors: Blocks
-
-    @classmethod
-    def fit(cls, moments: Moments, epsilon: float) -> Gaussian:
-        """The Gaussian of the images in `moments`: unbiased covariance plus `epsilon` on its diagonal.
-
-        Uses up `moments`: the factors take the place of the second moments, so that the two
-        never stand in memory together.
-
-        Raises:
-            PadimError: fewer than two images, a covariance that is not positive definite, or an `epsilon`
-                that is lost beside the variances where they alone would leave the covariance singular.
-        """
-        n = moments.count
-        if n < 2:
-            raise PadimError(f"a Gaussian needs at least two training images, there is {n}")
-        drift = [total / n for total in moments.total]
-        second, moments.second = moments.second, []
-        _add_products(second, drift, -float(n))  # now about the mean
-        for row in second:
-            for block in row:
-                block /= n - 1
-            row[-1].diagonal(dim1=1, dim2=2).add_(epsilon)
-        _check_variances(second, n, epsilon)
-        _factorise(second)
-        return cls([shift + d for shift, d in zip(moments.shift, drift, strict=True)], second)
+        mean = moments.mean()
+        factors = covariance(moments, epsilon)
+        factorise(factors)
+        return cls(mean, [row[:-1] for row in factors], [row[-1] for row in factors])
 
     def squared_distances(self, features: Sequence[Tensor]) -> Tensor:
-        """Squared Mahalanobis distances `[cells, n]` on the finest grid of `[cells_i, d_i, n]` features."""
-        return _squared(self._whiten(features))
+        """q `[cells, n]` on the finest grid, of features `[cells_i, d_i, n]`."""
+        return _squared_norms(self._whiten(features))
 
-    def left_out_distances(self, features: Sequence[Tensor], count: int, epsilon: float) -> Tensor:
-        """Squared distances `[cells, n]` of training images, had each been left out of the fit to `count` images.
+    def leave_one_out_distances(self, features: Sequence[Tensor], count: int, epsilon: float) -> Tensor:
+        """q_-k `[cells, n]` of training images: their distances if each had been left out of the fit to `count`.
 
-        Without image x, the covariance is (n-1)/(n-2) (S - epsilon/(n-1) - n/(n-1)^2 v v^T), where S is
-        that of all images with its regulariser and v = x - mean. With q = v^T (S - epsilon/(n-1))^-1 v
-        the Sherman-Morrison formula gives (n/(n-1))^2 (n-2)/(n-1) q / (1 - n/(n-1)^2 q), and q itself is
-        v^T S^-1 v + epsilon/(n-1) |S^-1 v|^2 to first order, the second being smaller by a factor of n.
+        With v = x_k - m, leaving x_k out changes the mean and the covariance to
+
+            m_-k = m - v / (n-1), so that x_k - m_-k = n/(n-1) v
+            C_-k = (n-1)/(n-2) (C - n/(n-1)^2 v v^T)
+            S_-k = C_-k + epsilon I = (n-1)/(n-2) (T - c v v^T)
+                   where T = S - epsilon/(n-1) I and c = n/(n-1)^2
+
+        since (n-2)/(n-1) epsilon = epsilon - epsilon/(n-1). With r = v^T T^-1 v, the Sherman-Morrison formula gives
+        v^T (T - c v v^T)^-1 v = r / (1 - c r), and therefore
+
+            q_-k = (n/(n-1))^2 (n-2)/(n-1) r / (1 - c r)
+
+        r itself is v^T S^-1 v + epsilon/(n-1) |S^-1 v|^2 to first order in epsilon/(n-1). T - c v v^T is positive
+        definite, so 1 - c r is above 0; where rounding errors deny that, a clamp keeps the distance finite.
 
         Args:
-            features: of images that the Gaussian was fitted to, `[cells_i, d_i, n]` a level.
-            count: how many images it was fitted to, at least 3.
+            features: of images that the Gaussian was fitted to, `[cells_i, d_i, n]` per level.
+            count: n, how many images it was fitted to, at least 3.
             epsilon: what was added to the diagonal.
         """
-        whitened, n = self._whiten(features), count
-        q = _squared(whitened) + epsilon / (n - 1) * self._solved_norms(whitened)
-        left = (1 - n / (n - 1) ** 2 * q).clamp(min=torch.finfo(q.dtype).eps)
-        return (n / (n - 1)) ** 2 * (n - 2) / (n - 1) * q / left
+        n, c = count, count / (count - 1) ** 2
+        whitened = self._whiten(features)
+        r = _squared_norms(whitened) + epsilon / (n - 1) * _squared_norms(self._solve(whitened))
+        left = (1 - c * r).clamp(min=torch.finfo(r.dtype).eps)
+        return (n / (n - 1)) ** 2 * (n - 2) / (n - 1) * r / left
 
     def _whiten(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """w of every level, `[cells_i, n, d_i]`, by forward substitution from coarse to fine."""
+        """w = G^-1 (x - m), `[cells_i, n, d_i]` per level, by forward substitution from coarse to fine."""
         # Images before channels: the batched products are several times faster than the other way round.
         centred = [(level - mean).mT for level, mean in zip(features, self.mean, strict=True)]
         whitened: list[Tensor] = []
-        for (*left, own), level in zip(self.factors, centred, strict=True):
-            whitened.append(torch.bmm(level - _from_coarser(left, whitened, level), own.mT))
+        for level, coupling, inverse in zip(centred, self.coupling, self.inverse, strict=True):
+            whitened.append(torch.bmm(level - _predicted(coupling, whitened, level), inverse.mT))
         return whitened
 
-    def _solved_norms(self, whitened: Sequence[Tensor]) -> Tensor:
-        """|S^-1 v|^2 from w, `[cells, n]` on the finest grid, by backward substitution from fine to coarse."""
-        cells = len(whitened[-1])
-        solved: list[Tensor] = []  # S^-1 v of the levels from i on, `[cells, n, d_k]`
-        for i in reversed(range(len(whitened))):
+    def _solve(self, whitened: Sequence[Tensor]) -> list[Tensor]:
+        """S^-1 (x - m) = G^-T w, `[cells, n, d_i]` on the finest grid, by backward substitution from fine to coarse."""
+        cells, coupling, inverse = len(whitened[-1]), self.coupling, self.inverse
+        solved: list[Tensor] = []
+        for i in reversed(range(self.levels)):
             rest = whitened[i].repeat_interleave(cells // len(whitened[i]), dim=0)
-            for row, fine in zip(self.factors[i + 1 :], solved, strict=True):
-                rest = rest - _times(fine, row[i])
-            solved.insert(0, _times(rest, self.factors[i][i]))
-        return torch.stack([level.square().sum(dim=2) for level in solved]).sum(dim=0)
+            for row, fine in zip(coupling[i + 1 :], solved, strict=True):
+                rest = rest - times(fine, row[i])
+            solved.insert(0, times(rest, inverse[i]))
+        return solved
 
 
-def _times(fine: Tensor, blocks: Tensor) -> Tensor:
-    """`[cells, n, d]` times each one's matrix in `[cells_k, d, e]` of a coarser grid: `[cells, n, e]`."""
-    cells, n, d = fine.shape
-    stacked = fine.reshape(len(blocks), cells // len(blocks) * n, d)
-    return torch.bmm(stacked, blocks).view(cells, n, blocks.shape[2])
+def covariance(moments: Moments, epsilon: float) -> Blocks:
+    """The blocks of S, in place of the second moments.
 
-
-def _squared(whitened: Sequence[Tensor]) -> Tensor:
-    """Squares summed over the levels, `[cells, n]` on the finest grid."""
-    squared = whitened[0].new_zeros(whitened[0].shape[:2])
-    for level in whitened:
-        inside = len(level) // len(squared)  # cells of this level in one of the level above
-        squared = squared.repeat_interleave(inside, dim=0) + level.square().sum(dim=2)
-    return squared
-
-
-def _check_variances(covariance: Blocks, n: int, epsilon: float) -> None:
-    """Refuse large variances of so many channels that n images leave them to an epsilon which roundings drown.
-
-    `docs/numerics.md` has the measurements.
+        C = (second - n (m - s)(m - s)^T) / (n - 1)    with m - s = total / n
+        S = C + epsilon I
 
     Raises:
-        PadimError: that is so, or a variance is not finite.
+        PadimError: there are fewer than two images, or what `_check_variances` refuses.
     """
-    variances = [row[-1].diagonal(dim1=1, dim2=2) for row in covariance if row[-1].numel()]
+    n = moments.count
+    if n < 2:
+        raise PadimError(f"a Gaussian needs at least two training images, there is {n}")
+    blocks, moments.second = moments.second, []
+    add_outer_products(blocks, [total / n for total in moments.total], weight=-float(n))
+    for row in blocks:
+        for block in row:
+            block /= n - 1
+        row[-1].diagonal(dim1=1, dim2=2).add_(epsilon)
+    _check_variances(blocks, n, epsilon)
+    return blocks
+
+
+def _check_variances(blocks: Blocks, n: int, epsilon: float) -> None:
+    """Refuse an epsilon that rounding errors drown where n images leave directions to it.
+
+    Where a covariance has as many large variances as there are images, or more, some of its directions have no
+    variance but epsilon; `docs/numerics.md` has the measurements.
+
+    Raises:
+        PadimError: epsilon is lost, or a variance is not finite.
+    """
+    variances = [row[-1].diagonal(dim1=1, dim2=2) for row in blocks if row[-1].numel()]
     if not all(bool(level.isfinite().all()) for level in variances):
         raise PadimError("the variances of the features are too large for float32: check the weights")
-    roundings = 100 * torch.finfo(torch.float32).eps / 2
-    large = sum(int((roundings * level > epsilon).sum(dim=1).max()) for level in variances)
+    rounding = 100 * torch.finfo(torch.float32).eps / 2
+    large = sum(int((rounding * level > epsilon).sum(dim=1).max()) for level in variances)
     if n <= large:
-        least = roundings * max(float(level.max()) for level in variances)
+        least = rounding * max(float(level.max()) for level in variances)
         raise PadimError(
-            f"epsilon {epsilon:g} is lost in the roundings of large variances: use a larger epsilon, above {least:.1g},"
-            f" or more than {large} images"
+            f"epsilon {epsilon:g} is lost in the rounding errors of large variances: use a larger epsilon, above"
+            f" {least:.1g}, or more than {large} images"
         )
 
 
-def _factorise(blocks: Blocks) -> None:
-    """Turn covariance blocks S into blocks of the Cholesky factor G, in place, coarse to fine.
+def factorise(blocks: Blocks) -> None:
+    """Turn the blocks of S into those of G, in place, except that the diagonal ones become G_ii^-1.
+
+    Whatever lies in one coarsest cell depends on nothing outside of it. So each process of a distributed fit takes
+    its portion of these cells, and a process works on a few of them at a time, to keep temporary products small.
 
     Raises:
         PadimError: a covariance is not positive definite.
     """
-    failed = [_factorise_level(chunk, i) for i in range(len(blocks)) for chunk in _chunks(blocks)]
-    if bool(torch.cat(failed).any()):
+    cells = len(blocks[0][0])
+    start, stop = distributed.portion(cells)
+    failed = [_factorise_row(chunk, i) for i in range(len(blocks)) for chunk in _chunks(blocks, start, stop)]
+    if any(bool(level.any()) for level in failed):
         raise PadimError("a covariance is not positive definite: use a larger epsilon")
+    distributed.exchange([block for row in blocks for block in row], cells)
 
 
-def _factorise_level(blocks: Blocks, i: int) -> Tensor:
-    """Turn row i from S to G, the rows above being done; returns which cells of it failed, `[cells_i]`.
+def _factorise_row(blocks: Blocks, i: int) -> Tensor:
+    """Turn row i from S to G, the rows above being done; returns which of its cells failed, `[cells_i]`.
 
-        G_ij = (S_ij - sum_{k < j} G_ik G_jk^T) G_jj^-T
-        G_ii = the Cholesky factor of the Schur complement S_ii - sum_j G_ij G_ij^T
-
-    Blocks on the diagonal take their inverse, which is what G_ij and scoring need.
+    G_ij = (S_ij - sum_{k < j} G_ik G_jk^T) G_jj^-T
+    G_ii = the Cholesky factor of the Schur complement S_ii - sum_{j < i} G_ij G_ij^T
     """
     *left, own = blocks[i]
     for j, block in enumerate(left):
         for k in range(j):
-            _add_product(block, left[k], blocks[j][k].mT, -1.0)
+            add_product(block, left[k], blocks[j][k].mT, weight=-1.0)
         inverse = blocks[j][j]
-        block.copy_(torch.bmm(_stack(block, len(inverse)), inverse.mT).view_as(block))
+        block.copy_(torch.bmm(stack(block, len(inverse)), inverse.mT).view_as(block))
         own.baddbmm_(block, block.mT, alpha=-1.0)
     failed: Tensor
     lower, failed = torch.linalg.cholesky_ex(own)
@@ -336,20 +226,29 @@ def _factorise_level(blocks: Blocks, i: int) -> Tensor:
     return failed
 
 
-def _chunks(blocks: Blocks) -> Iterator[Blocks]:
-    """Views of the blocks over a few coarsest cells at a time, with all that lies in them.
-
-    What is below one coarsest cell depends on nothing outside it; only the temporary products of
-    a chunk are ever in memory.
-    """
+def _chunks(blocks: Blocks, start: int, stop: int) -> Iterator[Blocks]:
+    """Views of the blocks in a few of the coarsest cells from `start` to `stop` at a time."""
     cells = len(blocks[0][0])
-    floats_a_cell = max(block.numel() for row in blocks for block in row) // cells
-    step = max(1, _CHUNK_FLOATS // max(1, floats_a_cell))
-    for start in range(0, cells, step):
-        yield [[_rows(block, cells, start, start + step) for block in row] for row in blocks]
+    floats_per_cell = max(block.numel() for row in blocks for block in row) // cells
+    step = max(1, _CHUNK_FLOATS // max(1, floats_per_cell))
+    for first in range(start, stop, step):
+        yield [[rows_of(block, cells, first, min(first + step, stop)) for block in row] for row in blocks]
 
 
-def _rows(block: Tensor, cells: int, start: int, stop: int) -> Tensor:
-    """View of the rows of `block` that lie in a range of the coarsest cells."""
-    inside = len(block) // cells
-    return block[start * inside : stop * inside]
+def _predicted(coupling: Sequence[Tensor], whitened: Sequence[Tensor], level: Tensor) -> Tensor:
+    """What the coarser levels predict of a level, sum_{j < i} G_ij w_j, `[cells_i, n, d_i]`; 0 for the coarsest."""
+    if not coupling:
+        return torch.zeros_like(level)
+    total = torch.bmm(whitened[0], stack(coupling[0], len(whitened[0])).mT)
+    for block, coarse in zip(coupling[1:], whitened[1:], strict=True):
+        total = unstack(total, len(coarse)).baddbmm_(coarse, stack(block, len(coarse)).mT)
+    return unstack(total, len(level))
+
+
+def _squared_norms(levels: Sequence[Tensor]) -> Tensor:
+    """Squares of `[cells_i, n, d_i]` summed over channels and levels, `[cells, n]` on the finest grid."""
+    squared = levels[0].new_zeros(levels[0].shape[:2])
+    for level in levels:
+        inside = len(level) // len(squared)  # cells of this level in one cell of the level above
+        squared = squared.repeat_interleave(inside, dim=0) + level.square().sum(dim=2)
+    return squared

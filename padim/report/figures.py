@@ -21,7 +21,7 @@ _MOST_POINTS = 500
 
 def roc_figure(curves: Mapping[str, Curve]) -> Figure:
     """ROC curves, each with its area."""
-    figure, axis = _square("false-positive rate", "share found")
+    figure, axis = _square("false-positive rate", "recall")
     for (name, curve), colour in zip(curves.items(), (BLUE, ORANGE), strict=False):
         axis.plot(*_thinned(curve), color=colour, label=f"{name}, area {curve.area():.4f}")
     axis.legend(loc="lower right")
@@ -111,6 +111,6 @@ def _square(x: str, y: str) -> tuple[Figure, matplotlib.axes.Axes]:
 
 def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     """So many of a curve's corners that the eye misses none."""
-    false, found = curve.points()
-    kept = np.unique(np.linspace(0, len(false) - 1, _MOST_POINTS).round().astype(int))
-    return false[kept], found[kept]
+    rate, recall = curve.points()
+    kept = np.unique(np.linspace(0, len(rate) - 1, _MOST_POINTS).round().astype(int))
+    return rate[kept], recall[kept]

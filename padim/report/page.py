@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from padim.data.items import GOOD
-from padim.evaluation.evaluate import ImageResult
+from padim.detectors.scores import Scorer
+from padim.evaluation.evaluate import Evaluation, ImageResult
 from padim.evaluation.metrics import Curve, Floats, Metrics, pro_curve
 from padim.report.colours import ColourScale
 from padim.report.figures import as_svg, embedding_figure, histogram_figure, pro_figure, roc_figure, save_figure
@@ -127,35 +128,19 @@ def _data_uri(picture: Image.Image) -> str:
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def write_report(
-    folder: Path,
-    category: str,
-    metrics: Metrics,
-    results: Sequence[ImageResult],
-    scale: ColourScale,
-    threshold: float | None,
-    pixel_threshold: float | None,
-    training_embeddings: Floats | None = None,
-    remark: str | None = None,
-) -> Path:
+def write_report(folder: Path, evaluation: Evaluation, scorer: Scorer) -> None:
     """Write `report.html` into a folder, and its figures as PNG and SVG into `report/` there.
 
     Args:
         folder: where to.
-        category: what was evaluated.
-        metrics: its figures.
-        results: its images, which must carry their pixels.
-        scale: the colours of all heatmaps.
-        threshold: calibrated image score from which an image is anomalous; without one, that of the largest F1.
-        pixel_threshold: likewise for pixels.
-        training_embeddings: `[n, d]`, from a detector that compares whole images.
-        remark: what else has to be said beside the figures.
-
-    Returns:
-        The page's path.
+        evaluation: what was found, whose images carry their pixels.
+        scorer: what was evaluated.
     """
-    figures = _figures(metrics, results, threshold, training_embeddings)
-    note = _CALIBRATED if threshold is not None else _F1 if metrics.image_f1_threshold is not None else _NO_THRESHOLD
+    metrics, thresholds, results = evaluation.metrics, evaluation.thresholds, evaluation.images
+    scale = ColourScale.about(thresholds.threshold, scorer.dimensions)
+    calibrated = thresholds.threshold is not None
+    figures = _figures(metrics, results, thresholds.threshold, scorer.training_embeddings())
+    note = _CALIBRATED if calibrated else _F1 if metrics.image_f1_threshold is not None else _NO_THRESHOLD
     if any(result.anomaly_map is not None for result in results):
         colours = f"Heatmaps from black, a distance of {scale.low:g}, to yellow, {scale.high:.1f} and above."
         note = f"{colours} Contours: ground truth white, prediction cyan. {note}"
@@ -167,18 +152,16 @@ def write_report(
                 (folder / "report" / f"{name.replace(' ', '-')}.{suffix}").unlink(missing_ok=True)
     summary = {name: _number(value) for name, value in dataclasses.asdict(metrics).items()}
     page = report_page(
-        category,
+        evaluation.category,
         {"images": str(len(results))} | {name.replace("_", " "): value for name, value in summary.items()},
         {name: as_svg(figure) for name, figure in figures.items()},
         results,
-        metrics.image_f1_threshold if threshold is None else threshold,
-        metrics.pixel_f1_threshold if threshold is None else pixel_threshold,
+        thresholds.threshold if calibrated else metrics.image_f1_threshold,
+        thresholds.pixel_threshold if calibrated else metrics.pixel_f1_threshold,
         scale,
-        f"{note} Mind: {remark}." if remark else note,
+        f"{note} Note: {evaluation.remark}." if evaluation.remark else note,
     )
-    path = folder / "report.html"
-    write_text(path, page)
-    return path
+    write_text(folder / "report.html", page)
 
 
 def _figures(

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from padim.data.loader import Sample
-from padim.data.transform import Transform
+from padim.data.transform import Box
 from padim.report.colours import ColourScale
 from padim.report.overlay import save_overlay
 
@@ -21,7 +22,6 @@ class Pictures:
     Attributes:
         folder: where the pictures go.
         scale: the colours of all of them.
-        transform: what the model has seen of an image.
         pixel_threshold: distance from which a pixel is anomalous, for contours.
         panel: whether to put image, heatmap, ground truth and contours side by side, too.
         raw: `npy` or `png16` to keep the distances, too.
@@ -29,13 +29,18 @@ class Pictures:
 
     folder: Path
     scale: ColourScale
-    transform: Transform
     pixel_threshold: float | None
     panel: bool = False
     raw: str | None = None
 
-    def write(self, name: Path, sample: Sample, anomaly_map: NDArray[np.float32]) -> dict[str, str]:
+    def write(self, name: Path, sample: Sample, anomaly_map: NDArray[np.float32], seen: Box) -> dict[str, str]:
         """Write the pictures of a sample under a name below the folder; gives their kinds and paths.
+
+        Args:
+            name: below the folder, without a suffix.
+            sample: the image, with its original.
+            anomaly_map: `[h, w]`.
+            seen: the part of the original that the map covers.
 
         Raises:
             PadimError: one of them can't be written.
@@ -43,14 +48,19 @@ class Pictures:
         assert sample.original is not None  # the loader was asked to keep it
         stem = self.folder / name
         files = {"heatmap": stem.with_name(f"{stem.name}_heatmap.png")}
-        seen = self.transform.seen(*sample.original.size)
         save_overlay(files["heatmap"], sample.original, anomaly_map, seen, self.scale)
         if self.panel:
             from padim.report.panel import save_panel
 
             files["panel"] = stem.with_name(f"{stem.name}_panel.png")
-            image = self.transform.image(sample.original)
-            save_panel(files["panel"], image, anomaly_map, sample.mask, self.pixel_threshold, self.scale)
+            save_panel(
+                files["panel"],
+                Image.fromarray(sample.image),
+                anomaly_map,
+                sample.mask,
+                self.pixel_threshold,
+                self.scale,
+            )
         if self.raw:
             from padim.report.raw import save_npy, save_png16
 

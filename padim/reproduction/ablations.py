@@ -1,126 +1,116 @@
 """The variants that the paper compares PaDiM with: maps of single levels added up, and PCA for the random channels.
 
-Both fit and score as `Padim` does, in one pass over the images, and have no model file.
+Both fit and score as `Padim` does, in one pass over the images, and have neither calibration nor model file.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor
 
-from padim.backbones import Backbone, StateDict
+from padim.backbones import Weights
 from padim.config import Config
-from padim.detectors.contract import Estimate, Scores
+from padim.detectors.contract import Batches
+from padim.detectors.options import FitOptions, FitResult
+from padim.detectors.scores import Scores
 from padim.errors import PadimError
-from padim.gaussian.shared import Gaussian, Moments, gather
+from padim.gaussian.moments import Moments
+from padim.gaussian.shared import Gaussian
 from padim.model import Padim
 from padim.scoring import AnomalyMap, image_scores
 from padim.system.device import full_float32
+from padim.system.progress import Report, silent
 from padim.tiles import Tiling
 
 
-class SumOfMaps:
-    """One PaDiM a level, with all channels of it; their anomaly maps are added (Defard et al. 2020, table I)."""
+class _AllChannels(Padim):
+    """What both variants have in common: they fit to the moments of all channels, whatever the configuration draws."""
 
-    def __init__(self, config: Config, *, weights: Path | str | StateDict | None = None, device: str = "cpu") -> None:
-        """As `Padim`; the configuration's channels are not drawn from."""
+    def __init__(self, config: Config, *, weights: Weights | None = None, device: str = "cpu") -> None:
+        super().__init__(dataclasses.replace(config, channels=0), weights=weights, device=device)
         self.config = config
-        self.base = Padim(dataclasses.replace(config, channels=0), weights=weights, device=device)
-        self.device = self.base.device
-        self.anomaly_maps = [
-            AnomalyMap(tiling, config.upsampling, config.sigma).to(self.device)
-            for tiling in (Tiling.of(config.image_size, config.image_size, grid) for grid in self.base.pyramid.grids)
-        ]
+
+    @torch.no_grad()
+    def fit(
+        self,
+        batches: Batches,
+        options: FitOptions = FitOptions(),
+        *,
+        tests: Iterable[tuple[Tensor, Tensor]] = (),  # noqa: ARG002 (nothing is chosen by them)
+        progress: Report = silent,  # noqa: ARG002 (there are no steps beyond the batches)
+    ) -> FitResult:
+        """As `Padim.fit`, without calibration."""
+        with full_float32(self.device):
+            images = self._fit(self._features_of(batches))
+        self._was_fitted(images, options)
+        return FitResult(images)
+
+    @abstractmethod
+    def _fit(self, groups: Iterable[list[Tensor]]) -> int:
+        """Fit to batches of features `[cells_i, d_i, n]`; gives the number of images."""
+
+
+class SumOfMaps(_AllChannels):
+    """One PaDiM per level, with all channels of it; their anomaly maps are added (Defard et al. 2020, table I)."""
+
+    def __init__(self, config: Config, *, weights: Weights | None = None, device: str = "cpu") -> None:
+        super().__init__(config, weights=weights, device=device)
+        tilings = [Tiling.of(config.image_size, config.image_size, grid) for grid in self.pyramid.grids]
+        self.anomaly_maps = [AnomalyMap(tiling, config.upsampling, config.sigma).to(self.device) for tiling in tilings]
         self.gaussians: list[Gaussian] = []
 
-    @classmethod
-    def is_seeded(cls, config: Config) -> bool:  # noqa: ARG003 (as detectors have it)
-        """Nothing is drawn."""
-        return False
+    def _fit(self, groups: Iterable[list[Tensor]]) -> int:
+        moments: list[Moments] = []
+        for features in groups:
+            moments = moments or [_moments_about([level]) for level in features]
+            for part, level in zip(moments, features, strict=True):
+                part.add([level])
+        if not moments:
+            raise PadimError("a Gaussian needs at least two training images, there is none")
+        self.gaussians = [Gaussian.fit(part, self.config.epsilon) for part in moments]
+        return moments[0].count
 
-    @classmethod
-    def estimate(cls, config: Config, images: int) -> Estimate:
-        """As `padim.detectors.contract.Detector.estimate`, at most."""
-        return Padim.estimate(dataclasses.replace(config, channels=0), images)
-
-    @torch.no_grad()
-    def fit(self, batches: Iterable[Tensor]) -> Self:
-        """As `Padim.fit`."""
-        with full_float32(self.device):
-            moments: list[Moments] = []
-            for features in gather(map(self.base.features, batches)):
-                moments = moments or [Moments.about([level]) for level in features]
-                for part, level in zip(moments, features, strict=True):
-                    part.update([level])
-            if not moments:
-                raise PadimError("a Gaussian needs at least two training images, there is none")
-            self.gaussians = [Gaussian.fit(part, self.config.epsilon) for part in moments]
-        return self
-
-    @torch.no_grad()
-    def score(self, images: Tensor) -> Scores:
-        """As `Padim.score`."""
-        if not self.gaussians:
-            raise PadimError("the model isn't fitted: call fit")
-        with full_float32(self.device):
-            maps = torch.zeros(len(images), *self.config.image_size, device=self.device)
-            for level, features in enumerate(self.base.features(images)):
-                distances = self.gaussians[level].squared_distances([features]).sqrt()
-                maps += self.anomaly_maps[level](self.base.pyramid.to_map(distances, level))
+    def forward(self, images: Tensor) -> Scores[Tensor]:
+        """As `Padim.forward`."""
+        maps = torch.zeros(len(images), *self.config.image_size, device=self.device)
+        for i, features in enumerate(self._features(images)):
+            distances = self.gaussians[i].squared_distances([features]).sqrt()
+            maps += self.anomaly_maps[i](self.pyramid.to_map(distances, i))
         return Scores(image_scores(maps), maps)
 
 
-class PcaPadim:
+class PcaPadim(_AllChannels):
     """PaDiM on the first principal axes of all embeddings instead of random channels (Defard et al. 2020, table II).
 
-    The axes mix the levels, so nothing is shared between positions any more: `channels` squared
-    floats for each of them, and while fitting the moments of all channels.
+    The axes mix the levels, so nothing is shared between positions any more: the Gaussian takes `channels` squared
+    floats per position, and the fit takes the moments of all channels. The configuration's channels are the number
+    of axes.
     """
 
-    def __init__(self, config: Config, *, weights: Path | str | StateDict | None = None, device: str = "cpu") -> None:
-        """As `Padim`; the configuration's channels are the number of axes."""
-        self.config = config
-        self.base = Padim(dataclasses.replace(config, channels=0), weights=weights, device=device)
-        self.device = self.base.device
-        self.axes: list[Tensor] = []
-        self.gaussian: Gaussian | None = None
+    def _fit(self, groups: Iterable[list[Tensor]]) -> int:
+        moments: Moments | None = None
+        for features in groups:
+            moments = moments or _moments_about(features)
+            moments.add(features)
+        if moments is None:
+            raise PadimError("a Gaussian needs at least two training images, there is none")
+        self.axes = principal_axes(moments, self.config.channels)
+        self.gaussian = Gaussian.fit(_projected_moments(moments, self.axes), self.config.epsilon)
+        return moments.count
 
-    @classmethod
-    def is_seeded(cls, config: Config) -> bool:  # noqa: ARG003 (as detectors have it)
-        """Nothing is drawn."""
-        return False
-
-    @classmethod
-    def estimate(cls, config: Config, images: int) -> Estimate:
-        """As `padim.detectors.contract.Detector.estimate`."""
-        _, height, width = Backbone(config.backbone, config.layers[:1], config.image_size).shapes[0]
-        whole = Padim.estimate(dataclasses.replace(config, channels=0), images)
-        projected = 2 * 4 * 2 * height * width * config.channels**2
-        return whole._replace(memory=whole.memory + projected)
-
-    @torch.no_grad()
-    def fit(self, batches: Iterable[Tensor]) -> Self:
-        """As `Padim.fit`."""
-        with full_float32(self.device):
-            moments = Moments.of(gather(map(self.base.features, batches)))
-            self.axes = principal_axes(moments, self.config.channels)
-            self.gaussian = Gaussian.fit(_projected_moments(moments, self.axes), self.config.epsilon)
-        return self
-
-    @torch.no_grad()
-    def score(self, images: Tensor) -> Scores:
-        """As `Padim.score`."""
-        if self.gaussian is None:
-            raise PadimError("the model isn't fitted: call fit")
-        with full_float32(self.device):
-            squared = self.gaussian.squared_distances([project(self.base.features(images), self.axes)])
-            maps = self.base.anomaly_map(self.base.pyramid.to_map(squared.sqrt()))
+    def forward(self, images: Tensor) -> Scores[Tensor]:
+        """As `Padim.forward`."""
+        maps = self._maps(self._fitted().squared_distances([project(self._features(images), self.axes)]))
         return Scores(image_scores(maps), maps)
+
+
+def _moments_about(features: Sequence[Tensor]) -> Moments:
+    """Empty moments about the mean of some features, `[cells_i, d_i, n]` per level."""
+    return Moments.about([level.mean(dim=2, keepdim=True) for level in features])
 
 
 def principal_axes(moments: Moments, count: int) -> list[Tensor]:

@@ -6,22 +6,22 @@ import dataclasses
 import hashlib
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import padim
-from padim.backbones import StateDict
-from padim.config import preset_path
+from padim.backbones import Backbone, StateDict
+from padim.config import BaseConfig, Config, preset_path
 from padim.data.items import Category
-from padim.data.loader import ImageLoader, batched, stack
-from padim.data.transform import Transform
 from padim.detectors.contract import Detector
-from padim.detectors.registry import detector, read_config
+from padim.detectors.options import FitOptions
+from padim.detectors.registry import new_detector, read_config
 from padim.errors import PadimError
-from padim.evaluation.evaluate import evaluate_model
-from padim.model import Padim
+from padim.estimate import estimate
+from padim.pipeline.evaluate import evaluate_category
+from padim.pipeline.train import train_category
 from padim.reproduction import published
 from padim.reproduction.ablations import PcaPadim, SumOfMaps
 from padim.storage.files import write_json
@@ -39,12 +39,12 @@ class Experiment:
     Attributes:
         name: a preset or an ablation; what `padim.reproduction.published` knows it by.
         config: its protocol.
-        detector: the class that fits and scores.
+        make: gives the unfitted detector of the configuration.
     """
 
     name: str
-    config: Any
-    detector: type[Detector] | type[SumOfMaps] | type[PcaPadim]
+    config: BaseConfig
+    make: Callable[..., Detector] = new_detector
 
     def with_seed(self, number: int) -> Experiment:
         """The experiment with the seed of its repetition `number`; the first one has its own."""
@@ -52,27 +52,31 @@ class Experiment:
 
     @property
     def seeded(self) -> bool:
-        """Whether anything in it is drawn at random."""
-        return self.detector.is_seeded(self.config) or self.config.rotation > 0
+        """Whether anything in it is drawn at random; the variants that take all channels draw none of them."""
+        return self.config.rotation > 0 or (self.make is new_detector and self.config.seeded)
 
     def memory_bytes(self) -> int:
         """About what a process takes that fits it to some hundred images on the CPU."""
-        return self.detector.estimate(self.config, 400).memory
+        if self.make is new_detector or not isinstance(self.config, Config):
+            return estimate(self.config, 400).memory
+        memory = estimate(dataclasses.replace(self.config, channels=0), 400).memory
+        _, height, width = Backbone(self.config.backbone, self.config.layers[:1], self.config.image_size).shapes[0]
+        return memory + 2 * 4 * height * width * self.config.channels**2  # of the projected Gaussian and its moments
 
 
-# The comparisons of Defard et al. 2020: detector, preset, and what differs from that.
-_ABLATIONS: dict[str, tuple[type[Padim] | type[SumOfMaps] | type[PcaPadim], str, dict[str, Any]]] = {
-    "layer1": (Padim, "paper-r18", {"layers": ("layer1",), "channels": 0}),
-    "layer2": (Padim, "paper-r18", {"layers": ("layer2",), "channels": 0}),
-    "layer3": (Padim, "paper-r18", {"layers": ("layer3",), "channels": 0}),
-    "sum": (SumOfMaps, "paper-r18", {"channels": 0}),
-    "joined": (Padim, "paper-r18", {"channels": 0}),
-    "random100": (Padim, "paper-r18", {"channels": 100}),
-    "random200": (Padim, "paper-r18", {"channels": 200}),
-    "pca100": (PcaPadim, "paper-r18", {"channels": 100}),
-    "pca200": (PcaPadim, "paper-r18", {"channels": 200}),
-    "non-aligned": (Padim, "paper-wr50", {"rotation": 10.0}),
-    "non-aligned-r18": (Padim, "paper-r18", {"rotation": 10.0}),
+# The comparisons of Defard et al. 2020: preset, what differs from it, and what makes the detector.
+_ABLATIONS: dict[str, tuple[str, dict[str, Any], Callable[..., Detector]]] = {
+    "layer1": ("paper-r18", {"layers": ("layer1",), "channels": 0}, new_detector),
+    "layer2": ("paper-r18", {"layers": ("layer2",), "channels": 0}, new_detector),
+    "layer3": ("paper-r18", {"layers": ("layer3",), "channels": 0}, new_detector),
+    "sum": ("paper-r18", {"channels": 0}, SumOfMaps),
+    "joined": ("paper-r18", {"channels": 0}, new_detector),
+    "random100": ("paper-r18", {"channels": 100}, new_detector),
+    "random200": ("paper-r18", {"channels": 200}, new_detector),
+    "pca100": ("paper-r18", {"channels": 100}, PcaPadim),
+    "pca200": ("paper-r18", {"channels": 200}, PcaPadim),
+    "non-aligned": ("paper-wr50", {"rotation": 10.0}, new_detector),
+    "non-aligned-r18": ("paper-r18", {"rotation": 10.0}, new_detector),
 }
 
 
@@ -82,8 +86,7 @@ def preset(name: str) -> Experiment:
     Raises:
         PadimError: there is no such preset.
     """
-    config = read_config(preset_path(name))
-    return Experiment(name, config, detector(config.method))
+    return Experiment(name, read_config(preset_path(name)))
 
 
 def ablation(name: str) -> Experiment:
@@ -94,8 +97,8 @@ def ablation(name: str) -> Experiment:
     """
     if name not in _ABLATIONS:
         raise PadimError(f"there is no ablation {name!r}; there are {', '.join(_ABLATIONS)}")
-    kind, base, changes = _ABLATIONS[name]
-    return Experiment(name, dataclasses.replace(preset(base).config, **changes), kind)
+    base, changes, make = _ABLATIONS[name]
+    return Experiment(name, dataclasses.replace(preset(base).config, **changes), make)
 
 
 def ablations() -> list[str]:
@@ -128,7 +131,7 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def execute(self, weights: StateDict, device: str, workers: int) -> dict[str, Any]:
+    def execute(self, weights: StateDict | None, device: str, workers: int) -> dict[str, Any]:
         """Fit and evaluate; the figures, which are also written to the file.
 
         Raises:
@@ -137,17 +140,18 @@ class Run:
         if not self.category.train or not self.category.test:
             raise PadimError("a run needs training images and test images")
         key = self._key()  # of the files as they are before they are read
-        config = self.experiment.config
-        transform = Transform.of(config)
-        train = ImageLoader(self.category.train, transform, workers=workers)
-        test = ImageLoader(self.category.test, transform, workers=workers)
-        train.follower = test
-        train.start()
-        model = self.experiment.detector(config, weights=weights, device=device)
-        model.fit(stack(batch) for batch in batched(train, config.batch_size))
-        metrics, images = evaluate_model(model, test, config.batch_size)
-        counts = {"images": len(images), "skipped": train.skipped + test.skipped, "unmasked": test.unmasked}
-        figures = dataclasses.asdict(metrics) | counts
+        trained = train_category(
+            self.category,
+            self.experiment.config,
+            options=FitOptions(calibrate=False, workers=workers),
+            weights=weights,
+            device=device,
+            tests=self.category.test,
+            make=self.experiment.make,
+        )
+        evaluation = evaluate_category(trained.detector, self.category, workers=workers)
+        counts = {"skipped": trained.skipped + evaluation.skipped, "unmasked": evaluation.unmasked}
+        figures = dataclasses.asdict(evaluation.metrics) | {"images": len(evaluation.images)} | counts
         write_json(self.path, {"key": key, "figures": figures})
         return figures
 
@@ -208,7 +212,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A category or a group of them in a table.
 
     Attributes:
@@ -222,12 +226,12 @@ class Row:
     cells: dict[str, Cell]
 
 
-def table(experiment: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
+def table(experiment: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[TableRow]:
     """The rows of an experiment, as in the paper: textures, objects, and the groups below.
 
     Args:
         experiment: its name.
-        results: the figures of each category, one entry a seed, equally many for each.
+        results: the figures of each category, one entry per seed, equally many for each.
     """
     known = published.GROUPS["all"]
     order = [name for name in known if name in results] + sorted(set(results) - set(known))
@@ -235,7 +239,7 @@ def table(experiment: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -
     for name in order:
         truth = {metric: published.category_figure(experiment, metric, name) for metric in METRICS}
         cells = {metric: _cell([results[name]], metric, truth[metric], True) for metric in METRICS}
-        rows.append(Row(name, _images([results[name]]), cells))
+        rows.append(TableRow(name, _images([results[name]]), cells))
     for group, members in published.GROUPS.items():
         there = tuple(name for name in members if name in results)
         if there:
@@ -243,13 +247,13 @@ def table(experiment: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -
     if set(results) - set(known):
         every = [results[name] for name in order]
         cells = {metric: _cell(every, metric, None, False) for metric in METRICS}
-        rows.append(Row(f"mean of these {len(order)}", _images(every), cells))
+        rows.append(TableRow(f"mean of these {len(order)}", _images(every), cells))
     return rows
 
 
 def _group_row(
     experiment: str, group: str, there: tuple[str, ...], results: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> Row:
+) -> TableRow:
     """The mean over the categories of a group that there are, beside what was published for the same ones."""
     whole = len(there) == len(published.GROUPS[group])
     members = [results[name] for name in there]
@@ -260,7 +264,7 @@ def _group_row(
         shown = same or published.group_figure(experiment, metric, group)
         cells[metric] = _cell(members, metric, shown, same is not None)
     count = "" if whole else f" ({len(there)} of {len(published.GROUPS[group])})"
-    return Row(f"{group}{count}", _images(members), cells)
+    return TableRow(f"{group}{count}", _images(members), cells)
 
 
 def _images(results: Sequence[Sequence[Mapping[str, Any]]]) -> str:

@@ -1,30 +1,24 @@
-"""Runs of experiments, in several processes where there is room for them."""
+"""Runs of experiments, in several processes of this machine or of a cluster where there is room for them."""
 
 from __future__ import annotations
 
-import logging
-import signal
-from collections import deque
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from padim.detectors.contract import weights_from
+from padim.backbones import weights_from
 from padim.errors import PadimError
+from padim.reproduction.backends import DIED, Backend, Outcomes
 from padim.reproduction.experiments import Run
 from padim.system.machine import available_memory_bytes
 
-_DIED = "its process died twice, of too little memory perhaps: run again with fewer --jobs"
+_own_device: dict[str, str] = {}  # for each device that was asked for, the GPU that this process keeps to
 
 
 def most_jobs(runs: Sequence[Run], device: str, cores: int) -> int:
-    """How many processes suit this machine: one a GPU; else two cores for each, as far as the memory goes."""
+    """How many processes suit this machine: one per GPU; else two cores for each, as far as the memory goes."""
     if device != "cpu":
         return len(_devices(device))
     largest = max((run.experiment.memory_bytes() for run in runs), default=1)
@@ -32,106 +26,62 @@ def most_jobs(runs: Sequence[Run], device: str, cores: int) -> int:
 
 
 def execute(
-    runs: Sequence[Run], files: Mapping[str, Path], device: str, cores: int, jobs: int
-) -> Generator[tuple[Run, str | None], None, None]:
-    """Execute runs in `jobs` processes, each of which keeps to one of the GPUs, if there are any.
+    runs: Sequence[Run],
+    files: Mapping[str, Path],
+    device: str,
+    cores: int,
+    jobs: int,
+    backend: str = "loky",
+    address: str | None = None,
+) -> Outcomes:
+    """Execute runs in several processes, each of which keeps to one of the GPUs, if there are any.
 
-    A run whose process died is tried once more. All processes are gone when the iterator is closed.
+    A run whose process died is tried once more, on its own, when the others are done. All processes that were
+    started for this are gone when the iterator is closed.
 
     Args:
         runs: what to do.
         files: weights of the backbones that are not to be downloaded.
         device: where to compute.
-        cores: of the machine, shared out between the processes.
-        jobs: how many processes; one is this one.
+        cores: of a machine, shared out between its processes.
+        jobs: how many processes a machine has; one, without an address, is this one.
+        backend: what manages the processes: `loky`, `dask` or `ray`.
+        address: of the cluster's scheduler, for `dask` and `ray`; without one, they manage this machine.
 
     Yields:
         Each run once it is done, and what went wrong with it, if anything.
+
+    Raises:
+        PadimError: the backend is not installed, or no scheduler answers.
     """
-    devices, share = _devices(device), max(1, cores // jobs)
-    if jobs == 1:
-        for run in runs:
-            yield run, _perform(run, files, devices[0], share)
+    share = max(1, cores // jobs)
+    work = partial(_perform, files, device, share)
+    if jobs == 1 and not address:
+        yield from ((run, work(0, run)) for run in runs)
         return
-    waiting, tried_again = deque(runs), set[Path]()
-    workers = [_Worker.start(files, devices[number % len(devices)], share) for number in range(jobs)]
-    try:
-        busy: dict[Connection, _Worker] = {}
-        while waiting or busy:
-            for worker in workers:
-                if waiting and worker.connection not in busy:
-                    worker.take(waiting.popleft())
-                    busy[worker.connection] = worker
-            for connection in wait(list(busy)):
-                assert isinstance(connection, Connection)
-                worker = busy.pop(connection)
-                run, problem = worker.outcome()
-                if problem == _DIED:
-                    workers[workers.index(worker)] = _Worker.start(files, worker.device, share)
-                    if run.path not in tried_again:
-                        tried_again.add(run.path)
-                        waiting.append(run)
-                        continue
+    with Backend(backend, jobs, share, device == "cuda", address).start() as perform:
+        died = []
+        for run, problem in perform(work, runs):
+            if problem == DIED:
+                died.append(run)
+            else:
                 yield run, problem
-    finally:
-        for worker in workers:
-            worker.process.terminate()
+        for run in died:  # one after another, so that a death is that run's own
+            yield from perform(work, [run])
 
 
-@dataclass(eq=False)
-class _Worker:
-    """A process that executes one run after another, and the run that it is at."""
-
-    process: SpawnProcess
-    connection: Connection
-    device: str
-    run: Run | None = None
-
-    @classmethod
-    def start(cls, files: Mapping[str, Path], device: str, cores: int) -> _Worker:
-        context = get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, files, device, cores), daemon=True)
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, from the first moment on
-        process.start()
-        signal.signal(signal.SIGINT, handler)
-        theirs.close()
-        return cls(process, ours, device)
-
-    def take(self, run: Run) -> None:
-        self.run = run
-        with suppress(BrokenPipeError):  # if it died while it waited, `outcome` will find that
-            self.connection.send(run)
-
-    def outcome(self) -> tuple[Run, str | None]:
-        assert self.run is not None
-        try:
-            return self.run, self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            self.process.join()
-            return self.run, _DIED
-
-
-def _serve(connection: Connection, files: Mapping[str, Path], device: str, cores: int) -> None:
-    """Execute the runs that come until no more do."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    while True:
-        try:
-            run = connection.recv()
-        except EOFError:
-            return
-        connection.send(_perform(run, files, device, cores))
-
-
-def _perform(run: Run, files: Mapping[str, Path], device: str, cores: int) -> str | None:
+def _perform(files: Mapping[str, Path], device: str, cores: int, number: int, run: Run) -> str | None:
     """Execute a run in this process; returns what went wrong."""
     torch.set_num_threads(max(1, cores // 2))
+    devices = _devices(device)
+    own = _own_device.setdefault(device, devices[number % len(devices)])
     try:
-        backbone = run.experiment.config.backbone
-        run.execute(weights_from(files.get(backbone), backbone), device, cores)
+        backbone = run.experiment.config.pretrained
+        weights = weights_from(files.get(backbone), backbone) if backbone else None
+        run.execute(weights, own, cores)
     except PadimError as error:
         return str(error)
-    except Exception as error:  # whatever it is, the other runs go on
+    except (Exception, SystemExit) as error:  # whatever it is, the other runs go on
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -7,7 +7,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 
-from padim.reproduction.experiments import Cell, Row
+from padim.reproduction.experiments import Cell, TableRow
 from padim.reproduction.published import source
 
 _NAMES = {"image": "image AUROC", "pixel": "pixel AUROC", "aupro": "AUPRO 0.3"}
@@ -17,11 +17,11 @@ table { border-collapse: collapse; margin-bottom: 2rem; }
 th, td { padding: 0.2rem 0.8rem; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }"""
 
-Tables = Mapping[str, Sequence[Row]]
+Tables = Mapping[str, Sequence[TableRow]]
 
 
 def as_csv(tables: Tables) -> str:
-    """One line a category and metric."""
+    """One line per category and metric."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["experiment", "category", "images", "metric", "mean", "deviation", "published", "difference"])
@@ -34,7 +34,7 @@ def as_csv(tables: Tables) -> str:
 
 
 def as_markdown(tables: Tables) -> str:
-    """One table an experiment."""
+    """One table per experiment."""
     parts = []
     for experiment, rows in tables.items():
         lines = [f"## {experiment}", "", *_caption(experiment)]
@@ -59,7 +59,7 @@ def as_html(tables: Tables) -> str:
     return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
 
 
-def as_rows(rows: Sequence[Row]) -> list[list[str]]:
+def as_rows(rows: Sequence[TableRow]) -> list[list[str]]:
     """Header and entries as text."""
     return [_header(rows), *(_entries(row) for row in rows)]
 
@@ -69,7 +69,7 @@ def _caption(experiment: str) -> list[str]:
     return [f"Published: {where}.", ""] if where else []
 
 
-def _header(rows: Sequence[Row]) -> list[str]:
+def _header(rows: Sequence[TableRow]) -> list[str]:
     return [
         "category",
         "images",
@@ -77,7 +77,7 @@ def _header(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _entries(row: Row) -> list[str]:
+def _entries(row: TableRow) -> list[str]:
     return [row.name, row.images, *(entry for cell in row.cells.values() for entry in _cell_entries(cell))]
 
 

@@ -29,7 +29,7 @@ Of both, where the model was calibrated:
 | `normal.pixels`    | [601]                  | quantiles of their maps, see `padim.calibration`      |
 
 The metadata has one entry, `padim`: a JSON object of `version` (2), `config` (`method` and the fields of its
-configuration) and `about` (those of `About`). The same model makes the same bytes. No file is ever unpickled.
+configuration) and `about` (those of `Provenance`). The same model makes the same bytes. No file is ever unpickled.
 """
 
 from __future__ import annotations
@@ -47,24 +47,25 @@ from torch import Tensor
 from padim.config import BaseConfig
 from padim.errors import PadimError
 from padim.storage import tensorfile
-from padim.storage.provenance import About
+from padim.storage.provenance import Provenance
 
-VERSION = 2
+# The version of the file's layout.
+FORMAT_VERSION = 2
 
 AnyConfig = TypeVar("AnyConfig", bound=BaseConfig)
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], config: BaseConfig, about: About) -> None:
+def write(path: Path, tensors: Mapping[str, Tensor], config: BaseConfig, provenance: Provenance) -> None:
     """Write a model file, whole or not at all.
 
     Raises:
         PadimError: it can't be written.
     """
-    header = {"version": VERSION, "config": config.to_dict(), "about": dataclasses.asdict(about)}
+    header = {"version": FORMAT_VERSION, "config": config.to_dict(), "about": dataclasses.asdict(provenance)}
     tensorfile.write(path, tensors, {"padim": json.dumps(header)})
 
 
-def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor], AnyConfig, About]:
+def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor], AnyConfig, Provenance]:
     """Tensors, configuration and origin of a model file, on the CPU.
 
     Raises:
@@ -76,12 +77,12 @@ def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor],
         if method != configuration.method:
             raise PadimError(f"{path} is a model of the method {method}: padim.detectors.registry.load reads any")
         try:
-            config, about = configuration.from_dict(header["config"]), About(**header["about"])
+            config, provenance = configuration.from_dict(header["config"]), Provenance(**header["about"])
         except PadimError as error:
             raise PadimError(f"{path} is a damaged model: {error}") from error
-        if not about.images:
+        if not provenance.images:
             raise ValueError("images")
-        return tensors, config, about
+        return tensors, config, provenance
 
 
 def config_values(path: Path) -> dict[str, Any]:
@@ -114,9 +115,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
             if "padim" not in metadata:
                 raise PadimError(f"{path} is not a padim model: train one with padim-train")
             header = json.loads(metadata["padim"])
-            if header["version"] != VERSION:
+            if header["version"] != FORMAT_VERSION:
                 raise PadimError(
-                    f"{path} has format version {header['version']}, this program reads version {VERSION}:"
+                    f"{path} has format version {header['version']}, this program reads version {FORMAT_VERSION}:"
                     " train it again, or use the padim that wrote it"
                 )
             yield file, header

@@ -7,8 +7,8 @@ from typing import get_type_hints
 
 
 @dataclass(frozen=True)
-class About:
-    """Where a model comes from.
+class Provenance:
+    """Where a model comes from, as its file says: `about` in its metadata.
 
     Attributes:
         category: the category it was fitted to, or "".

@@ -39,8 +39,8 @@ def all_cores(device: torch.device) -> Iterator[None]:
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def arithmetic(device: torch.device, precision: str) -> torch.autocast:
-    """Within, networks compute in a precision: `fp32`, `bf16` or `fp16`."""
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Within, networks compute in a precision: `fp32` as it is, `bf16` or `fp16` as torch's autocast does."""
     dtype = DTYPES[precision]
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 

@@ -1,25 +1,22 @@
-"""One fit by several processes, each of which sees a share of the images; alone, a process sees them all.
+"""The processes of one run under torchrun, and what they tell each other. Alone, a process has everything.
 
-Every process sums up the moments of its share about one common shift, and one all-reduce makes them
-those of all images. Then each factorises a part of the coarsest cells, with all that lies in them,
-and the parts are exchanged. The processes are those of torchrun: gloo connects CPUs, nccl GPUs.
+Gloo connects CPUs, nccl GPUs. What is sent are tensors of sums and of factors, never images.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
-from padim.calibration import Tally
 from padim.errors import PadimError, first_line
-from padim.gaussian.shared import Gaussian, Moments
 
 T = TypeVar("T")
 
@@ -60,108 +57,75 @@ def rank() -> int:
 
 
 def processes() -> int:
-    """How many there are."""
+    """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """What of some items is for this process; every process has a different part of them."""
+    """The items that this process takes; every process takes different ones."""
     return items[rank() :: processes()]
+
+
+def portion(count: int, number: int | None = None) -> tuple[int, int]:
+    """Start and stop of the part of a range that a process takes, by default this one."""
+    number = rank() if number is None else number
+    return count * number // processes(), count * (number + 1) // processes()
 
 
 def total(count: int) -> int:
     """The sum of a number over all processes."""
-    if processes() == 1:
-        return count
     value = torch.tensor(count, device=_device())
-    with _talking():
-        dist.all_reduce(value)
+    sum_up([value])
     return int(value)
 
 
-def moments(
-    groups: Iterator[list[Tensor]],
-    shapes: Sequence[tuple[int, int]],
-    device: torch.device,
-    earlier: Moments | None = None,
-) -> Moments:
-    """The moments of the images of all processes.
-
-    Args:
-        groups: features of the images of this one, `[cells_i, d_i, n]` a level; there may be none.
-        shapes: cells and channels of every level, coarse to fine.
-        device: where the features are.
-        earlier: moments of earlier images, which every process has; they take these in.
-
-    Raises:
-        PadimError: there is no image at all, a feature is not finite, or another process has stopped.
-    """
-    if processes() == 1:
-        return Moments.of(groups, earlier)
-    first = next(groups, None) or [torch.zeros(*shape, 0, device=device) for shape in shapes]
-    if earlier is None:
-        count = total(first[0].shape[2])
-        if count == 0:
-            raise PadimError("a Gaussian needs at least two training images, there is none")
-        shift = [level.sum(dim=2, keepdim=True) / count for level in first]
-        _sum_up(shift)
-        sums = Moments.about(shift)  # of one image, which is the mean of the first ones
-    else:  # which must count once
-        sums = earlier if rank() == 0 else Moments.about(earlier.shift)
-    sums.update(first)
-    for features in groups:
-        sums.update(features)
-    sums.count = total(sums.count)
-    _sum_up([*sums.total, *(block for row in sums.second for block in row)])
-    return sums
-
-
-def fit(sums: Moments, epsilon: float) -> Gaussian:
-    """The Gaussian of moments that all processes have, factorised by all of them; as `Gaussian.fit`."""
-    if processes() == 1:
-        return Gaussian.fit(sums, epsilon)
-    cells = len(sums.shift[0])
-    bounds = [cells * number // processes() for number in range(processes() + 1)]
-    mean = [shift + sum_ / sums.count for shift, sum_ in zip(sums.shift, sums.total, strict=True)]
-    factors = sums.second
-    if bounds[rank()] < bounds[rank() + 1]:
-        Gaussian.fit(sums.part(bounds[rank()], bounds[rank() + 1]), epsilon)  # in place
-    for number in range(processes()):
-        for row in factors:
-            for block in row:
-                inside = len(block) // cells
-                with _talking():
-                    dist.broadcast(block[bounds[number] * inside : bounds[number + 1] * inside], src=number)
-    return Gaussian(mean, factors)
-
-
-def tally(own: Tally) -> Tally:
-    """The scores and pixels that all processes have counted."""
-    if processes() == 1:
-        return own
-    counts = torch.from_numpy(own.counts).to(_device())
-    scores = torch.from_numpy(own.scores()).to(_device())
-    longest = torch.tensor(len(scores), device=_device())
-    with _talking():
-        dist.all_reduce(longest, dist.ReduceOp.MAX)
-        padded = scores.new_full((int(longest),), torch.nan)
-        padded[: len(scores)] = scores
-        everyone = [torch.empty_like(padded) for _ in range(processes())]
-        dist.all_gather(everyone, padded)
-        dist.all_reduce(counts)
-    joined = torch.cat(everyone).cpu().numpy()
-    return Tally([joined[~np.isnan(joined)]], counts.cpu().numpy())
-
-
-def _sum_up(tensors: Sequence[Tensor]) -> None:
+def sum_up(tensors: Iterable[Tensor]) -> None:
     """Replace tensors by their sums over all processes."""
+    if processes() == 1:
+        return
     with _talking():
         for tensor in tensors:
             dist.all_reduce(tensor)
 
 
+def exchange(tensors: Sequence[Tensor], count: int) -> None:
+    """Give all processes what each has made: its `portion` of the rows of every tensor, in units of `1 / count`."""
+    if processes() == 1:
+        return
+    for number in range(processes()):
+        start, stop = portion(count, number)
+        for tensor in tensors:
+            rows = len(tensor) // count
+            with _talking():
+                dist.broadcast(tensor[start * rows : stop * rows], src=number)
+
+
+def gathered(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The finite values `[n]` of all processes in one array, whatever number each has."""
+    if processes() == 1:
+        return values
+    own = torch.from_numpy(values).to(_device())
+    longest = torch.tensor(len(own), device=_device())
+    with _talking():
+        dist.all_reduce(longest, dist.ReduceOp.MAX)
+        padded = own.new_full((int(longest),), torch.nan)
+        padded[: len(own)] = own
+        everyone = [torch.empty_like(padded) for _ in range(processes())]
+        dist.all_gather(everyone, padded)
+    joined = torch.cat(everyone).cpu().numpy()
+    finite: NDArray[np.float32] = joined[~np.isnan(joined)]
+    return finite
+
+
+def summed(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The sum of counts over all processes."""
+    tensor = torch.from_numpy(counts).to(_device())
+    sum_up([tensor])
+    return tensor.cpu().numpy()
+
+
 def _device() -> torch.device:
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    return torch.device("cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu")
 
 
 @contextmanager

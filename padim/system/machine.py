@@ -18,6 +18,15 @@ def available_memory_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
+def peak_memory() -> dict[str, int]:
+    """The most memory in bytes that this process has had so far, and on a GPU if torch computes there."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {"peak_memory_bytes": peak_memory_bytes()}
+    device_peak = max(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
+    return {"peak_memory_bytes": peak_memory_bytes(), "device_peak_memory_bytes": int(device_peak)}
+
+
 def peak_memory_bytes() -> int:
     """The most memory that this process has had so far."""
     try:

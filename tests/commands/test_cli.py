@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 import tomllib
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +18,15 @@ import torch
 from conftest import SMALL
 from PIL import Image
 
+import padim
 from padim import Config, Padim
+from padim.cli import main as main_module
 from padim.data.layouts import find_category
+from padim.detectors.registry import CONFIGURATIONS
 
 PROTOCOL = ("--resize", 64, "--crop", 64, "--channels", 20, "--batch-size", 4)
-COMMANDS = ("train", "eval", "predict", "synth", "data", "reproduce", "export")
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+COMMANDS = tuple(main_module.COMMANDS)
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +54,7 @@ def test_train_writes_a_model_and_a_summary(run, data_root, weights_file, tmp_pa
     assert summary["peak_memory_bytes"] > 50e6
     assert Config.from_dict(summary["config"]) == SMALL
     model = Padim.load(tmp_path / "texture/model.safetensors")
-    assert (model.config, model.about.category, model.about.images) == (SMALL, "texture", 8)
+    assert (model.config, model.provenance.category, model.provenance.images) == (SMALL, "texture", 8)
     assert {path.name for path in (tmp_path / "texture").iterdir()} == {"model.safetensors", "train.json"}
 
 
@@ -392,9 +398,11 @@ finally:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_a_help_text(name):
-    parser = __import__(f"padim.cli.{name}", fromlist=["parser"]).parser()
-    assert parser.description
-    assert all(action.help for action in parser._actions)
+    module = import_module(f"padim.cli.{name}")
+    methods = [{"method": method} for method in CONFIGURATIONS] if name == "train" else [{}]
+    for parser in (module.parser(**method) for method in methods):
+        assert parser.description
+        assert all(action.help for action in parser._actions)
 
 
 def test_predict_refuses_what_is_no_model(run, weights_file, tmp_path):
@@ -508,7 +516,7 @@ def test_tiles_from_training_to_prediction(data_root, weights_file, run, tmp_pat
         (["--size", 64, "--crop", 64], "--size: give a side, or height and width, and neither --resize nor --crop"),
         (["--size", 64, 64, 64], "--size: give a side"),
         (["--size", 64, "--tile", 96], "tile: 96 is larger than the image of 64 x 64 pixels"),
-        (["--method", "cutpaste", "--tile", 64], "--tile is no option of the method cutpaste"),
+        (["--method", "cutpaste", "--tile", 64], "--tile is an option of the method padim, and this is cutpaste"),
     ],
     ids=str,
 )
@@ -533,10 +541,59 @@ def test_a_dry_run_says_what_training_will_take(data_root, run, tmp_path, monkey
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
     result = run("train", *common[2:], "--category", "nothing", "texture", "--size", 64)
     assert (result.code, result.err.count("\n"), result.out.count("\n")) == (2, 1, 1)
-    monkeypatch.setattr("padim.cli.train.available_memory_bytes", lambda: 10e9)
+    monkeypatch.setattr("padim.system.machine.available_memory_bytes", lambda: 10e9)
     cutpaste = run("train", *common, "--method", "cutpaste", "--json")
     assert json.loads(cutpaste.out)["memory_bytes"] > 10e9
     result = run("train", *common, "--method", "cutpaste")
     assert result.out.startswith("texture: 8 images, memory ")
     assert result.out.endswith("MB, more memory than is free\n")
     assert not any(tmp_path.iterdir())
+
+
+# padim
+
+
+def test_one_command_has_all_others_as_subcommands(run, data_root, tmp_path):
+    assert {f"padim-{name}": f"padim.cli.{name}:main" for name in main_module.COMMANDS} | {
+        "padim": "padim.cli.main:main"
+    } == PROJECT["scripts"]
+    result = run("main", "synth", tmp_path, "--size", 16, "--train", 1, "--good", 1, "--defective", 1)
+    assert result == run("synth", tmp_path, "--size", 16, "--train", 1, "--good", 1, "--defective", 1)
+    assert run("main", "train").err.startswith("ERROR: which category?")
+    assert run("main", "train", "--help").out.startswith("usage: padim train ")
+    assert run("main", "data", "check", data_root).code == 0
+    for unknown in ("tarin", "train.py", ""):
+        result = run("main", unknown)
+        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+        assert "there are train, eval, predict" in result.err
+
+
+def test_padim_itself(run):
+    assert run("main", "--version").out == f"padim {padim.__version__}\n"
+    listed = run("main").out
+    assert listed == run("main", "--help").out
+    assert all(f"\n  {name} " in listed for name in main_module.COMMANDS)
+    module = subprocess.run([sys.executable, "-m", "padim", "--version"], capture_output=True, text=True)
+    assert module.stdout == f"padim {padim.__version__}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_knows_all_commands_and_options(run, shell, monkeypatch):
+    script = run("main", "--print-completion", shell).out
+    assert all(word in script for word in ("reproduce", "false-alarm-rate", "print-config"))
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    result = run("main", "--print-completion", shell)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "pip install 'padim-toolkit[completion]'" in result.err
+
+
+def test_help_shows_the_options_of_one_method_and_names_the_other(run):
+    padim_help = run("train", "--help").out
+    cutpaste_help = run("train", "--method", "cutpaste", "--help").out
+    assert "--tile-overlap" in padim_help
+    assert "--tile-overlap" not in cutpaste_help
+    assert "--sspcab-weight" in cutpaste_help
+    assert "--sspcab-weight" not in padim_help
+    assert "padim-train --method cutpaste --help" in " ".join(padim_help.split())
+    assert run("train", "--preset", "cutpaste-scar", "--help").out == cutpaste_help
+    assert padim_help.index("--category") < padim_help.index("--data") < padim_help.index("--epsilon")

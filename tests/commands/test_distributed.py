@@ -100,7 +100,7 @@ def test_a_process_that_dies_stops_the_others(data_root, weights_file, tmp_path)
 def test_a_mistake_stops_all_of_them(data_root, weights_file, tmp_path):
     result = torchrun(2, "--data", data_root, "--weights", weights_file, "--output", tmp_path, "--epsilon", 0, "--json")
     assert result.returncode != 0
-    assert "epsilon 0 is lost in the roundings of large variances: use a larger epsilon" in result.stderr
+    assert "epsilon 0 is lost in the rounding errors of large variances: use a larger epsilon" in result.stderr
     assert list((tmp_path / "texture").iterdir()) == []
     cutpaste = ["--method", "cutpaste", "--resize", 32, 32, "--data", data_root, "--weights", weights_file]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -15,6 +15,7 @@ import torch
 from conftest import SMALL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from oracles import factors_of
 from PIL import Image
 
 import padim
@@ -42,24 +43,24 @@ def exported(data_root, weights_file, tmp_path_factory):
 def test_maps_and_scores_are_torchs_for_any_batch(exported, count):
     pixels = np.random.default_rng(count).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
     expected = Padim.load(exported / "model.safetensors").score(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    found = Runtime.load(exported / "model.onnx").score(pixels)
+    found = Runtime.load(exported / "model.onnx").score_pixels(pixels)
     np.testing.assert_allclose(found.maps, expected.maps.numpy(), rtol=1e-4)
     np.testing.assert_allclose(found.images, expected.images.numpy(), rtol=1e-4)
 
 
 def test_the_file_carries_what_a_verdict_needs(exported):
     model, runtime = Padim.load(exported / "model.safetensors"), Runtime.load(exported / "model.onnx")
-    assert (runtime.config, runtime.about.category, runtime.dimensions) == (SMALL, "texture", 20)
-    assert runtime.false_alarm_rate == model.false_alarm_rate
+    assert (runtime.config, runtime.provenance.category, runtime.dimensions) == (SMALL, "texture", 20)
+    assert runtime.provenance.false_alarm_rate == model.provenance.false_alarm_rate
     assert runtime.calibration.threshold(0.2) == model.calibration.threshold(0.2)
     assert runtime.calibration.pixel_threshold(0.2) == model.calibration.pixel_threshold(0.2)
     (entry,) = onnx.load(exported / "model.onnx").metadata_props
-    assert json.loads(entry.value)["about"]["weights_sha256"] == model.about.weights_sha256
+    assert json.loads(entry.value)["about"]["weights_sha256"] == model.provenance.weights_sha256
 
 
 def test_factors_stay_shared(exported):
     model = Padim.load(exported / "model.safetensors")
-    floats = sum(block.numel() for row in model.gaussian.factors for block in row)
+    floats = sum(block.numel() for block in factors_of(model.gaussian))
     floats += sum(weight.numel() for weight in model.backbone.weights().values())
     assert (exported / "model.onnx").stat().st_size < 4 * floats + 200_000
 
@@ -84,7 +85,7 @@ def test_what_one_file_cannot_hold_lies_beside_it(exported, tmp_path, monkeypatc
     (beside,) = tmp_path.glob("model.onnx.*.data")
     assert path.stat().st_size < 1_000_000 < beside.stat().st_size
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    whole, parts = Runtime.load(exported / "model.onnx").score(pixels), Runtime.load(path).score(pixels)
+    whole, parts = Runtime.load(exported / "model.onnx").score_pixels(pixels), Runtime.load(path).score_pixels(pixels)
     np.testing.assert_array_equal(whole.maps, parts.maps)
 
     before = {entry: entry.read_bytes() for entry in tmp_path.iterdir()}
@@ -144,7 +145,7 @@ def test_one_image_of_any_size(exported):
     assert scores.maps.shape == (1, 64, 64)
     assert scores.images[0] == scores.maps.max()
     with pytest.raises(PadimError, match=r"shape \[1, 90, 120, 3\], expected \[n, 64, 64, 3\]"):
-        runtime.score(np.asarray(image)[None])
+        runtime.score_pixels(np.asarray(image)[None])
 
 
 def test_an_export_that_differs_is_not_written(exported, monkeypatch, tmp_path):

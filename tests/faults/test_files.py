@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 from padim import Padim, PadimError
 from padim import model as padim_model
-from padim.cli.common import Batches
 from padim.data.loader import ImageLoader
 from padim.deploy.runtime import Runtime
-from padim.detectors.contract import Scores
+from padim.detectors.scores import Scores
+from padim.pipeline.train import Batches
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_an_image_whose_scores_overflow_costs_the_others_nothing(trained, data_r
     forward = Padim.forward
 
     def overflowing(model, batch):
-        scores, maps = forward(model, batch)
+        scores, maps, _ = forward(model, batch)
         maps[(batch.permute(0, 2, 3, 1) == torch.from_numpy(np.array(victim))).flatten(1).all(dim=1)] = torch.inf
         return Scores(scores, maps)
 

@@ -16,7 +16,8 @@ from padim import Config, Padim
 from padim.data.layouts import find_category
 from padim.data.loader import ImageLoader, stack
 from padim.data.transform import Transform
-from padim.gaussian.shared import Gaussian, Moments
+from padim.gaussian.moments import Moments
+from padim.gaussian.shared import Gaussian
 
 KEYS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_f1_max", "image_f1_max")
 
@@ -56,14 +57,14 @@ def test_real_distances_are_numpys_and_scipys_in_float64(shared, merged):
     items = find_category(shared / "data/mvtec", "grid").train
     images = stack(list(ImageLoader(items, Transform.of(config), workers=2)))
     parts = [model.features(part) for part in images.split([9, 1, 15])]
-    moments = Moments.about(parts[0])
+    moments = Moments.about([level.mean(dim=2, keepdim=True) for level in parts[0]])
     for part in parts:
         if merged:
-            partial = Moments.about(parts[0])
-            partial.update(part)
+            partial = Moments.about(moments.shift)
+            partial.add(part)
             moments.merge(partial)
         else:
-            moments.update(part)
+            moments.add(part)
     test = [level[:, :, :3] + 0.1 for level in parts[2]]
     found = Gaussian.fit(moments, config.epsilon).squared_distances(test).sqrt().numpy()
 

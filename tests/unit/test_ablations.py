@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SMALL
+from oracles import fitted
 from scipy.ndimage import gaussian_filter
 
 from padim import Padim
@@ -49,7 +50,7 @@ def anomaly_map(distances):
 
 def test_the_sum_of_maps_is_that_of_one_model_a_level(random_weights, images, levels):
     expected = sum(anomaly_map(distances(level)) for level in levels)
-    model = SumOfMaps(SMALL, weights=random_weights).fit([images[:5], images[5:12]])
+    model = fitted(SumOfMaps(SMALL, weights=random_weights), [images[:5], images[5:12]])
     scores = model.score(images[12:])
     np.testing.assert_allclose(scores.maps.numpy(), expected, rtol=1e-3)
     np.testing.assert_allclose(scores.images.numpy(), expected.max(axis=(1, 2)), rtol=1e-3)
@@ -63,5 +64,5 @@ def test_pca_is_that_of_all_embeddings(random_weights, images, levels):
     projected = torch.einsum("ndhw,dk->nkhw", joined, torch.from_numpy(axes[:, ::-1][:, :5].copy()))
     expected = anomaly_map(distances(projected))
 
-    model = PcaPadim(replace(SMALL, channels=5), weights=random_weights).fit([images[:5], images[5:12]])
+    model = fitted(PcaPadim(replace(SMALL, channels=5), weights=random_weights), [images[:5], images[5:12]])
     np.testing.assert_allclose(model.score(images[12:]).maps.numpy(), expected, rtol=1e-3)

@@ -8,6 +8,7 @@ import torch
 from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import fitted
 
 from padim import Padim, PadimError, model
 from padim.calibration import PIXEL_RATES, Calibration, Tally
@@ -84,11 +85,11 @@ def images():
 
 
 def test_scores_are_those_of_models_that_have_not_seen_the_image(random_weights, images):
-    found = Padim(SMALL, weights=random_weights).fit([images[:5], images[5:]]).calibration.scores
+    found = fitted(Padim(SMALL, weights=random_weights), [images[:5], images[5:]]).calibration.scores
     expected = []
     for i in range(len(images)):
         rest = torch.cat([images[:i], images[i + 1 :]])
-        other = Padim(SMALL, weights=random_weights).fit([rest], calibrate=False)
+        other = fitted(Padim(SMALL, weights=random_weights), [rest], calibrate=False)
         assert other.calibration is None
         expected.append(other.score(images[i : i + 1]).images.item())
     np.testing.assert_allclose(found, sorted(expected), rtol=0.01)
@@ -107,24 +108,24 @@ class Twice:
 
 def test_what_is_too_much_to_keep_is_read_again(random_weights, images, monkeypatch):
     kept, again = Twice(images.split(4)), Twice(images.split(4))
-    expected = Padim(SMALL, weights=random_weights).fit(kept).calibration
+    expected = fitted(Padim(SMALL, weights=random_weights), kept).calibration
     monkeypatch.setattr(model, "KEPT_IMAGES", 3)
-    found = Padim(SMALL, weights=random_weights).fit(again).calibration
+    found = fitted(Padim(SMALL, weights=random_weights), again).calibration
     assert (kept.passes, again.passes) == (1, 2)
     np.testing.assert_allclose(found.scores, expected.scores)
     np.testing.assert_allclose(found.pixels, expected.pixels)
-    once = Padim(SMALL, weights=random_weights).fit(iter(images.split(4)))
+    once = fitted(Padim(SMALL, weights=random_weights), iter(images.split(4)))
     assert once.calibration is None
-    assert Padim(SMALL, weights=random_weights).fit([images[:2]]).calibration is None
+    assert fitted(Padim(SMALL, weights=random_weights), [images[:2]]).calibration is None
 
 
 def test_the_model_file_carries_the_calibration(random_weights, images, tmp_path):
-    fitted = Padim(SMALL, weights=random_weights).fit([images], false_alarm_rate=0.2)
-    fitted.save(tmp_path / "model.safetensors")
+    saved = fitted(Padim(SMALL, weights=random_weights), [images], false_alarm_rate=0.2)
+    saved.save(tmp_path / "model.safetensors")
     loaded = Padim.load(tmp_path / "model.safetensors")
-    assert loaded.about.false_alarm_rate == 0.2
-    assert np.array_equal(loaded.calibration.scores, fitted.calibration.scores)
-    assert np.array_equal(loaded.calibration.pixels, fitted.calibration.pixels)
+    assert loaded.provenance.false_alarm_rate == 0.2
+    assert np.array_equal(loaded.calibration.scores, saved.calibration.scores)
+    assert np.array_equal(loaded.calibration.pixels, saved.calibration.pixels)
 
 
 def test_regions_are_boxes_in_pixels_of_the_original():

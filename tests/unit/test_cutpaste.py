@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import fitted
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -29,7 +30,7 @@ from padim.cutpaste.model import CutPaste
 from padim.cutpaste.network import CutPasteNetwork
 from padim.cutpaste.sspcab import SSPCAB
 from padim.cutpaste.training import Training
-from padim.detectors.contract import TrainingOptions
+from padim.detectors.options import FitOptions
 
 SMALL = CutPasteConfig(
     initial="random",
@@ -346,7 +347,7 @@ def test_a_resumed_training_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path,
         looks = iter(aurocs[2:] if resume else aurocs)
         made = 0
 
-        def test():
+        def look(detector, tests):
             nonlocal made
             made += 1
             if stop_after and made > stop_after:
@@ -361,17 +362,20 @@ def test_a_resumed_training_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path,
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Training, "steps", counted)
-            return detector.fit(batches(), training=TrainingOptions(folder, 1, resume, test=test))
+            patch.setattr(CutPaste, "_image_auroc", look)
+            options = FitOptions(folder=folder, checkpoint_steps=1, resume=resume)
+            tests = [(batches()[0], torch.tensor([False, True, False, True, True, True]))]
+            return detector, detector.fit(batches(), options, tests=tests)
 
-    whole = fit(tmp_path / "whole", 0, resume=False)
+    whole, expected_result = fit(tmp_path / "whole", 0, resume=False)
     with pytest.raises(StoppedError):
         fit(tmp_path / "parts", 2, resume=False)
-    parts = fit(tmp_path / "parts", 0, resume=True)
-    tensors, expected = (detector.tensors(True, torch.float32) for detector in (parts, whole))
+    parts, result = fit(tmp_path / "parts", 0, resume=True)
+    tensors, expected = (detector.tensors(FitOptions()) for detector in (parts, whole))
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[key], expected[key]) for key in expected)
-    assert parts.facts == whole.facts
-    assert parts.facts["step"] == (5 if select == "last" else 4)  # the latest of the best ones
+    assert result.figures == expected_result.figures
+    assert result.figures["step"] == (5 if select == "last" else 4)  # the latest of the best ones
     logs = [(tmp_path / name / LOG).read_text().splitlines() for name in ("whole", "parts")]
     columns = [[line.split(",")[:6] + line.split(",")[-1:] for line in log] for log in logs]
     assert columns[0] == columns[1]
@@ -379,10 +383,10 @@ def test_a_resumed_training_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path,
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, caplog):
-    CutPaste(SMALL).fit(batches(), training=TrainingOptions(tmp_path))
+    fitted(CutPaste(SMALL), batches(), folder=tmp_path)
 
     def resumed(config, count=6):
-        CutPaste(config).fit(batches(count), training=TrainingOptions(tmp_path, resume=True))
+        fitted(CutPaste(config), batches(count), folder=tmp_path, resume=True)
 
     with pytest.raises(PadimError, match=r"another --steps, --learning-rate: train without --resume"):
         resumed(dataclasses.replace(SMALL, steps=9, learning_rate=0.1))
@@ -415,7 +419,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, caplog):
     ],
 )
 def test_a_hostile_checkpoint_is_an_error_before_any_step(tmp_path, monkeypatch, change):
-    CutPaste(SMALL).fit(batches(), training=TrainingOptions(tmp_path))
+    fitted(CutPaste(SMALL), batches(), folder=tmp_path)
     with safe_open(tmp_path / CHECKPOINT, "pt") as file:
         header = json.loads(file.metadata()["padim-checkpoint"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}
@@ -423,13 +427,13 @@ def test_a_hostile_checkpoint_is_an_error_before_any_step(tmp_path, monkeypatch,
     save_file(tensors, tmp_path / CHECKPOINT, {"padim-checkpoint": json.dumps(header)})
     monkeypatch.setattr(Training, "steps", lambda *arguments: pytest.fail("it started"))
     with pytest.raises(PadimError, match=r"is damaged: train without --resume|another --"):
-        CutPaste(SMALL).fit(batches(), training=TrainingOptions(tmp_path, resume=True))
+        fitted(CutPaste(SMALL), batches(), folder=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("density", ["gaussian", "kernel"])
 def test_scores_are_those_of_the_embeddings_and_survive_the_file(tmp_path, density):
     config = dataclasses.replace(SMALL, steps=1, density=density)
-    detector = CutPaste(config).fit(batches(), "category")
+    detector = fitted(CutPaste(config), batches(), "category")
     scores = detector.score(batches()[0])
     assert scores.maps is None
     embeddings = F.normalize(detector.network.eval().embed(batches()[0])[0], dim=1).detach().numpy()
@@ -441,33 +445,33 @@ def test_scores_are_those_of_the_embeddings_and_survive_the_file(tmp_path, densi
     detector.save(tmp_path / "model.safetensors")
     loaded = CutPaste.load(tmp_path / "model.safetensors")
     torch.testing.assert_close(loaded.score(batches()[0]).images, scores.images)
-    assert (loaded.config, loaded.about) == (detector.config, detector.about)
+    assert (loaded.config, loaded.provenance) == (detector.config, detector.provenance)
     assert loaded.calibration.threshold(0.5) == detector.calibration.threshold(0.5)
     assert torch.equal(loaded.embeddings, detector.embeddings)
     with pytest.raises(PadimError, match="its weights are nowhere else"):
-        detector.save(tmp_path / "model.safetensors", embed_backbone=False)
+        detector.save(tmp_path / "model.safetensors", FitOptions(embed_backbone=False))
 
 
 def test_the_step_that_is_best_on_the_test_images_takes_some_and_says_so():
     config = dataclasses.replace(SMALL, select="best-on-test")
     with pytest.raises(PadimError, match="pass --eval"):
-        CutPaste(config).fit(batches())
-    assert "have seen the answers" in CutPaste(config).remark
-    assert CutPaste(SMALL).remark is None
+        fitted(CutPaste(config), batches())
+    assert "have seen the answers" in config.remark
+    assert SMALL.remark is None
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_images_are_refused(count):
     with pytest.raises(PadimError, match="at least two training images"):
-        CutPaste(SMALL).fit([batch for batch in batches(count) if len(batch)])
+        fitted(CutPaste(SMALL), [batch for batch in batches(count) if len(batch)])
 
 
 def test_no_steps_at_all_give_the_untrained_baseline(random_weights):
     config = dataclasses.replace(SMALL, initial="imagenet", steps=0)
-    detector = CutPaste(config, weights=random_weights).fit(batches())
+    detector = fitted(CutPaste(config, weights=random_weights), batches())
     plain = torchvision.models.resnet18()
     plain.load_state_dict(random_weights)
     plain.fc = torch.nn.Identity()
     (batch,) = batches()
     truth = F.normalize(plain.eval()(detector.network.normalise(batch)), dim=1)
-    torch.testing.assert_close(detector.embed(batch), truth, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(detector.score(batch).embeddings, truth, rtol=1e-3, atol=1e-4)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from padim import PadimError
-from padim.embedding import Pyramid, draw_channels, embedding_concat, split_by_level
+from padim.embedding import draw_channels, embedding_concat, split_by_level
+from padim.pyramid import Pyramid
 
 steps = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4)
 

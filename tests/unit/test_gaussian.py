@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
+import oracles
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,10 +13,11 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import mahalanobis
 
 from padim import PadimError
-from padim.embedding import Pyramid, embedding_concat
-from padim.gaussian import dense
-from padim.gaussian import shared as gaussian
-from padim.gaussian.shared import Gaussian, Moments, gather
+from padim.embedding import embedding_concat
+from padim.gaussian import blocks, dense, moments, shared
+from padim.gaussian.moments import Moments, rebatch
+from padim.gaussian.shared import Gaussian
+from padim.pyramid import Pyramid
 
 # Grids and channels of each level, coarse to fine.
 CASES = {
@@ -47,12 +51,8 @@ def in_cells(pyramid, maps):
 
 
 def moments_of(pyramid, maps, batch):
-    moments = None
-    for start in range(0, len(maps[0]), batch):
-        cells = in_cells(pyramid, [x[start : start + batch] for x in maps])
-        moments = moments or Moments.about(cells)
-        moments.update(cells)
-    return moments
+    starts = range(0, len(maps[0]), batch)
+    return oracles.moments_of(in_cells(pyramid, [x[start : start + batch] for x in maps]) for start in starts)
 
 
 def oracle(train, test):
@@ -89,8 +89,15 @@ def test_the_dense_form_is_the_plain_form():
     grids, channels = CASES["three levels"]
     train, test = feature_maps(grids, channels, 30), feature_maps(grids, channels, 3, seed=1)
     model = dense.fit(embedding_concat(train[::-1]).double(), EPSILON)
-    found = dense.distances(model, embedding_concat(test[::-1]).double()).numpy()
+    found = dense.squared_distances(model, embedding_concat(test[::-1]).double()).sqrt().numpy()
     assert relative_error(found, oracle(train, test)) < 1e-9
+
+
+@pytest.mark.parametrize("module", [dense, blocks, moments, shared])
+def test_the_examples_in_the_text_hold(module):
+    failed, tried = doctest.testmod(module, extraglobs={"torch": torch})
+    assert failed == 0
+    assert tried > 0 or module in (blocks, moments)
 
 
 def test_merged_moments_are_those_of_all_images():
@@ -98,11 +105,12 @@ def test_merged_moments_are_those_of_all_images():
     pyramid = Pyramid(tuple(grids))
     train, test = feature_maps(grids, channels, 25), feature_maps(grids, channels, 3, seed=1)
     parts = [in_cells(pyramid, [x[part] for x in train]) for part in (slice(0, 3), slice(3, 4), slice(4, 25))]
-    total = Moments.about(parts[0])
+    total = Moments.about([level.mean(dim=2, keepdim=True) for level in parts[0]])
     for part in parts:
-        partial = Moments(0, total.shift, *(Moments.about(part).__dict__[name] for name in ("total", "second")))
-        partial.update(part)
+        partial = Moments.about(total.shift)
+        partial.add(part)
         total.merge(partial)
+    assert total.count == 25
 
     model = Gaussian.fit(total, EPSILON)
     found = pyramid.to_map(model.squared_distances(in_cells(pyramid, test))).sqrt().numpy()
@@ -111,15 +119,15 @@ def test_merged_moments_are_those_of_all_images():
 
 
 def test_moments_about_different_shifts_are_not_merged():
-    a, b = (Moments.about([torch.full((1, 2, 3), value)]) for value in (0.0, 1.0))
+    a, b = (Moments.about([torch.full((1, 2, 1), value)]) for value in (0.0, 1.0))
     with pytest.raises(PadimError, match="different shifts"):
         a.merge(b)
 
 
 @given(st.lists(st.integers(0, 40), max_size=8))
-def test_gathering_joins_batches_in_their_order(sizes):
+def test_rebatching_joins_batches_in_their_order(sizes):
     images = torch.arange(sum(sizes)).float().expand(2, 3, -1)
-    groups = list(gather([part, part[:, :1]] for part in images.split(sizes, dim=2)))
+    groups = list(rebatch([part, part[:, :1]] for part in images.split(sizes, dim=2)))
     assert all(group[0].shape[2] >= 32 for group in groups[:-1])
     if sizes:
         assert torch.equal(torch.cat([group[0] for group in groups], dim=2), images)
@@ -144,7 +152,7 @@ def test_the_size_of_the_chunks_does_not_matter(monkeypatch):
     pyramid = Pyramid(tuple(grids))
     train, test = feature_maps(grids, channels, 12), in_cells(pyramid, feature_maps(grids, channels, 2, 1))
     whole = Gaussian.fit(moments_of(pyramid, train, 4), EPSILON).squared_distances(test)
-    monkeypatch.setattr(gaussian, "_CHUNK_FLOATS", 1)
+    monkeypatch.setattr(shared, "_CHUNK_FLOATS", 1)
     cell_by_cell = Gaussian.fit(moments_of(pyramid, train, 4), EPSILON).squared_distances(test)
     torch.testing.assert_close(cell_by_cell, whole)
 
@@ -164,7 +172,7 @@ def test_leaving_one_out_is_refitting_without_it(grids, channels, n, error):
     pyramid = Pyramid(tuple(grids))
     train = feature_maps(grids, channels, n)
     model = Gaussian.fit(moments_of(pyramid, train, 10), EPSILON)
-    closed = model.left_out_distances(in_cells(pyramid, train), n, EPSILON)
+    closed = model.leave_one_out_distances(in_cells(pyramid, train), n, EPSILON)
     assert model.squared_distances(in_cells(pyramid, train)).mean() < 0.95 * closed.mean()
     for left_out in range(0, n, 5):
         kept = [torch.cat([x[:left_out], x[left_out + 1 :]]).double() for x in train]
@@ -176,9 +184,7 @@ def test_leaving_one_out_is_refitting_without_it(grids, channels, n, error):
 @pytest.mark.parametrize("n", [3, 5, 20])
 def test_leaving_one_out_of_fewer_images_than_dimensions(n):
     cells = [3 * torch.randn(2, 100, n, generator=torch.Generator().manual_seed(n))]
-    moments = Moments.about(cells)
-    moments.update(cells)
-    closed = Gaussian.fit(moments, EPSILON).left_out_distances(cells, n, EPSILON)
+    closed = Gaussian.fit(oracles.moments_of([cells]), EPSILON).leave_one_out_distances(cells, n, EPSILON)
     x = cells[0].double().numpy()
     for cell in range(2):
         for left_out in range(n):
@@ -189,17 +195,16 @@ def test_leaving_one_out_of_fewer_images_than_dimensions(n):
 
 
 def test_one_image_is_too_few():
-    moments = Moments.about([torch.zeros(4, 2, 1)])
-    moments.update([torch.zeros(4, 2, 1)])
+    moments = oracles.moments_of([[torch.zeros(4, 2, 1)]])
     with pytest.raises(PadimError, match="at least two training images, there is 1"):
         Gaussian.fit(moments, EPSILON)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_features_that_are_not_finite_are_refused_and_change_nothing(bad):
-    moments = Moments.about([torch.ones(4, 2, 3)])
+    moments = Moments.about([torch.ones(4, 2, 1)])
     with pytest.raises(PadimError, match="not finite"):
-        moments.update([torch.full((4, 2, 3), bad)])
+        moments.add([torch.full((4, 2, 3), bad)])
     assert moments.count == 0
     assert torch.equal(moments.second[0][0], torch.zeros(4, 2, 2))
 
@@ -207,8 +212,7 @@ def test_features_that_are_not_finite_are_refused_and_change_nothing(bad):
 def test_constant_features_need_the_regulariser():
     cells = [torch.ones(4, 2, 5)]
     for epsilon in (EPSILON, 0.0):
-        moments = Moments.about(cells)
-        moments.update(cells)
+        moments = oracles.moments_of([cells])
         if epsilon:
             assert Gaussian.fit(moments, epsilon).squared_distances(cells).abs().max() == 0
         else:
@@ -219,7 +223,7 @@ def test_constant_features_need_the_regulariser():
 def test_an_epsilon_lost_in_roundings_is_refused_where_it_is_needed():
     for n, refused in ((60, True), (200, False)):
         cells = [100 * torch.randn(2, 100, n, generator=torch.Generator().manual_seed(0))]
-        moments = Moments.of([cells])
+        moments = oracles.moments_of([cells])
         if refused:
             with pytest.raises(PadimError, match=r"epsilon 0.01 is lost .* more than 100 images"):
                 Gaussian.fit(moments, EPSILON)
@@ -231,15 +235,34 @@ def test_an_epsilon_lost_in_roundings_is_refused_where_it_is_needed():
 def test_variances_beyond_float32_are_refused(widths):
     levels = [1e19 * torch.randn(4**i, d, 20) for i, d in enumerate(widths)]
     with pytest.raises(PadimError, match="too large for float32"):
-        Gaussian.fit(Moments.of([levels]), EPSILON)
+        Gaussian.fit(oracles.moments_of([levels]), EPSILON)
+
+
+def tensors(moments, gaussian):
+    """Everything that a fit holds, and everything that it leaves."""
+    return [*moments.shift, *moments.sums(), *gaussian.mean, *oracles.factors_of(gaussian)]
 
 
 def test_no_tensor_grows_with_the_number_of_images_or_is_dense():
     grids, channels = CASES["three levels"]
-    pyramid = Pyramid(tuple(grids))
-    moments = moments_of(pyramid, feature_maps(grids, channels, 40), batch=4)
-    model = Gaussian.fit(moments, EPSILON)
-    floats = sum(block.numel() for row in model.factors for block in row)
+    pyramid, sizes = Pyramid(tuple(grids)), {}
+    for n in (5, 400):
+        moments = moments_of(pyramid, feature_maps(grids, channels, n), batch=4)
+        held = moments.copy()
+        sizes[n] = [tensor.shape for tensor in tensors(held, Gaussian.fit(moments, EPSILON))]
+    assert sizes[5] == sizes[400]
+    model = Gaussian.fit(held, EPSILON)
+    floats = sum(block.numel() for block in oracles.factors_of(model))
     cells = [height * width for height, width in grids]
     assert floats == sum(cells[i] * channels[i] * sum(channels[: i + 1]) for i in range(3))
     assert floats < cells[-1] * sum(channels) ** 2 / 3
+
+
+@pytest.mark.parametrize(("n", "error"), [(40, 0.001), (12, 0.02)])
+def test_leaving_one_out_is_the_dense_form_refitted(n, error):
+    grids, channels = CASES["three levels"]
+    pyramid, train = Pyramid(tuple(grids)), feature_maps(grids, channels, n)
+    model = Gaussian.fit(moments_of(pyramid, train, 10), EPSILON)
+    found = pyramid.to_map(model.leave_one_out_distances(in_cells(pyramid, train), n, EPSILON)).double().numpy()
+    expected = dense.leave_one_out_distances(embedding_concat(train[::-1]).double(), EPSILON).numpy()
+    assert relative_error(found, expected) < error

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from golden.recipe import images, weights
+from oracles import fitted
 
 from padim import CutPaste, Padim
 from padim.deploy.runtime import Runtime
@@ -41,20 +42,20 @@ def test_a_model_file(model):
     scores = model.score(batch(images(3, seed=2)))
     np.testing.assert_allclose(scores.images, SCORES["padim"]["scores"], rtol=1e-4)
     np.testing.assert_allclose(scores.maps[:, 16, ::4], SCORES["padim"]["row"], rtol=1e-4)
-    assert (model.about.category, model.about.images, model.false_alarm_rate) == ("golden", 9, 0.2)
+    assert (model.provenance.category, model.provenance.images, model.provenance.false_alarm_rate) == ("golden", 9, 0.2)
     assert model.calibration.threshold(0.2) == SCORES["padim"]["threshold"]
     assert model.calibration.pixel_threshold(0.2) == SCORES["padim"]["pixel_threshold"]
 
 
 def test_a_model_file_that_takes_in_more_images(model):
-    model.fit([batch(images(5, seed=3))], more=True)
+    fitted(model, [batch(images(5, seed=3))], update=True)
     scores = model.score(batch(images(3, seed=2)))
     np.testing.assert_allclose(scores.images, SCORES["padim"]["updated"], rtol=1e-4)
 
 
 def test_an_onnx_file(tmp_path):
     runtime = Runtime.load(unpacked("padim.onnx", tmp_path))
-    scores = runtime.score(images(3, seed=2))
+    scores = runtime.score_pixels(images(3, seed=2))
     np.testing.assert_allclose(scores.images, SCORES["padim"]["scores"], rtol=1e-4)
     np.testing.assert_allclose(scores.maps[:, 16, ::4], SCORES["padim"]["row"], rtol=1e-4)
     assert runtime.calibration.threshold(0.2) == SCORES["padim"]["threshold"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from padim.evaluation.metrics import Curve, evaluate, pro_curve
+from padim.evaluation.metrics import Curve, measure, pro_curve
 
 
 def regions_of(mask):
@@ -112,9 +112,9 @@ def test_figures_are_scikit_learns(seed, levels):
 
 def test_figures_that_are_not_defined_are_none():
     maps = np.random.default_rng(0).random((2, 4, 4))
-    nothing = evaluate(np.array([False, False]), np.array([1.0, 2.0]), np.zeros((2, 4, 4), bool), maps)
+    nothing = measure(np.array([False, False]), np.array([1.0, 2.0]), np.zeros((2, 4, 4), bool), maps)
     assert set(vars(nothing).values()) == {None}
-    no_masks = evaluate(np.array([False, True]), np.array([1.0, 2.0]), np.zeros((0, 4, 4), bool), maps[:0])
+    no_masks = measure(np.array([False, True]), np.array([1.0, 2.0]), np.zeros((0, 4, 4), bool), maps[:0])
     assert (no_masks.image_auroc, no_masks.pixel_auroc, no_masks.aupro) == (1.0, None, None)
 
 

@@ -3,20 +3,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 
 import pytest
 from conftest import SMALL
 
-from padim import Padim, PadimError
+from padim import PadimError
 from padim.data.layouts import find_category
-from padim.reproduction import jobs, published
+from padim.detectors.registry import new_detector
+from padim.reproduction import published
 from padim.reproduction.ablations import PcaPadim, SumOfMaps
 from padim.reproduction.experiments import Experiment, Run, ablation, ablations, preset, table
-from padim.reproduction.jobs import execute
 from padim.reproduction.tables import as_csv, as_html, as_markdown
 
 
@@ -42,7 +40,7 @@ def test_every_published_experiment_can_be_run():
 
 
 def test_ablations_are_those_of_the_paper():
-    assert [ablation(name).detector for name in ("layer1", "sum", "pca100")] == [Padim, SumOfMaps, PcaPadim]
+    assert [ablation(name).make for name in ("layer1", "sum", "pca100")] == [new_detector, SumOfMaps, PcaPadim]
     assert ablation("layer2").config == replace(preset("paper-r18").config, layers=("layer2",), channels=0)
     assert ablation("non-aligned").config.rotation == 10
     seeded = {name for name in ablations() if ablation(name).seeded}
@@ -123,11 +121,11 @@ def test_memory_is_estimated_by_what_an_experiment_holds():
 def test_a_run_is_done_until_anything_it_depends_on_changes(data_root, random_weights, tmp_path):
     shutil.copytree(data_root / "texture", tmp_path / "texture")
     category = find_category(tmp_path, "texture")
-    run = Run(Experiment("small", SMALL, Padim), category, "digest", tmp_path / "texture-0.json")
+    run = Run(Experiment("small", SMALL), category, "digest", tmp_path / "texture-0.json")
     assert run.result() is None
     first = run.execute(random_weights, "cpu", 1)
     assert run.result() == first
-    assert replace(run, experiment=Experiment("small", SMALL, Padim).with_seed(1)).result() is None
+    assert replace(run, experiment=Experiment("small", SMALL).with_seed(1)).result() is None
     assert replace(run, category=replace(category, train=category.train[1:])).result() is None
     assert replace(run, weights_sha256="another").result() is None
     mask = tmp_path / "texture/ground_truth/stain/000_mask.png"
@@ -138,42 +136,3 @@ def test_a_run_is_done_until_anything_it_depends_on_changes(data_root, random_we
         assert run.result() is None
     with pytest.raises(PadimError, match="needs training images and test images"):
         replace(run, category=replace(category, test=[])).execute(random_weights, "cpu", 1)
-
-
-@pytest.fixture
-def runs(data_root, tmp_path):
-    category = find_category(data_root, "texture")
-    return [Run(Experiment("small", SMALL, Padim).with_seed(n), category, "", tmp_path / f"{n}.json") for n in range(4)]
-
-
-def test_a_process_that_dies_costs_no_run(runs, weights_file, monkeypatch):
-    outcomes = execute(runs, {"resnet18": weights_file}, "cpu", 2, jobs=2)
-    workers = []
-    start = jobs._Worker.start
-    monkeypatch.setattr(jobs._Worker, "start", lambda *a: workers.append(start(*a)) or workers[-1])
-    first = next(outcomes)
-    next(worker for worker in workers if worker.run is not first[0]).process.kill()
-    found = {run.path: problem for run, problem in [first, *outcomes]}
-    assert found == {run.path: None for run in runs}
-    assert len(workers) == 3
-    for worker in workers:
-        worker.process.join(10)
-        assert not worker.process.is_alive()
-
-
-def kills_its_process(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_run_that_kills_its_process_is_given_up_and_the_others_go_on(runs, weights_file):
-    deadly = replace(runs[0], experiment=replace(runs[0].experiment, detector=kills_its_process))
-    outcomes = execute([deadly, *runs[1:]], {"resnet18": weights_file}, "cpu", 2, jobs=2)
-    found = {run.path.name: problem for run, problem in outcomes}
-    assert "its process died twice" in found.pop("0.json")
-    assert found == {"1.json": None, "2.json": None, "3.json": None}
-
-
-def test_an_error_of_any_kind_is_that_runs_alone(runs, weights_file):
-    broken = replace(runs[0], experiment=replace(runs[0].experiment, detector=lambda *a, **k: 1 / 0))
-    found = [problem for _, problem in execute([broken, runs[1]], {"resnet18": weights_file}, "cpu", 2, jobs=1)]
-    assert found == ["ZeroDivisionError: division by zero", None]

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import factors_of, fitted
 
 from padim import Config, Padim, PadimError
-from padim.detectors.contract import TrainingOptions
+from padim.estimate import estimate
 from padim.tiles import Tiling
 
 PATCH = 4
@@ -92,41 +93,41 @@ def blended(grids):
 def test_tiles_are_scored_as_images_of_their_own(random_weights, tmp_path, tile_model):
     train, test = images_like(8, 1), images_like(3, 2)
     config = replace(TILED, tile_model=tile_model)
-    model = Padim(config, weights=random_weights).fit(train.split(3), training=TrainingOptions(keep_moments=True))
+    model = fitted(Padim(config, weights=random_weights), train.split(3), keep_moments=True)
     small = replace(TILED, resize=(64, 64), tile=())
 
-    def fitted(images):
-        return Padim(small, weights=random_weights).fit([images], calibrate=False)
+    def model_of(images):
+        return fitted(Padim(small, weights=random_weights), [images], calibrate=False)
 
     if tile_model == "shared":
-        everywhere = fitted(torch.cat([tile_of(train, place) for place in PLACES]))
+        everywhere = model_of(torch.cat([tile_of(train, place) for place in PLACES]))
         grids = [grid_of(everywhere, tile_of(test, place)) for place in PLACES]
     else:
-        grids = [grid_of(fitted(tile_of(train, place)), tile_of(test, place)) for place in PLACES]
+        grids = [grid_of(model_of(tile_of(train, place)), tile_of(test, place)) for place in PLACES]
     maps = model.score(test).maps
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(blended(grids))[:, None], size=(96, 128), mode="bilinear", align_corners=False
     )[:, 0]
     np.testing.assert_allclose(maps, expected, rtol=1e-4)
-    assert model.about.images == len(model.calibration.scores) == 8
+    assert model.provenance.images == len(model.calibration.scores) == 8
 
     model.save(tmp_path / "model")
     again = Padim.load(tmp_path / "model")
     assert torch.equal(again.score(test).maps, maps)
-    again.fit([test], more=True)
-    whole = Padim(config, weights=random_weights).fit([train, test])
+    fitted(again, [test], update=True)
+    whole = fitted(Padim(config, weights=random_weights), [train, test])
     torch.testing.assert_close(again.score(test).maps, whole.score(test).maps, rtol=1e-4, atol=0)
-    assert again.about.images == 11
+    assert again.provenance.images == 11
 
-    estimate = Padim.estimate(config, 8)
-    held = sum(block.nbytes for row in whole.gaussian.factors for block in row)
-    assert estimate.parts["factors"] == held
-    assert estimate.parts["features_of_an_image"] == sum(level.nbytes for level in model.features(test[:1]))
+    estimated = estimate(config, 8)
+    held = sum(block.nbytes for block in factors_of(whole.gaussian))
+    assert estimated.parts["factors"] == held
+    assert estimated.parts["features_of_an_image"] == sum(level.nbytes for level in model.features(test[:1]))
 
 
 def test_the_tiles_of_one_image_are_too_few(random_weights):
     with pytest.raises(PadimError, match="at least two training images, there is 1"):
-        Padim(TILED, weights=random_weights).fit([images_like(1, 1)])
+        fitted(Padim(TILED, weights=random_weights), [images_like(1, 1)])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,138 @@
+"""What makes a function a command: exit codes, errors in one line, and what it says of its progress."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+from padim.errors import PadimError
+
+if TYPE_CHECKING:
+    from padim.system.progress import Progress, Report
+
+log = logging.getLogger(__name__)
+
+USER_ERROR = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+class OneLine(logging.Formatter):
+    """Messages in one line, even where a file name has several."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return " ".join(super().format(record).splitlines())
+
+
+class Command(Protocol):
+    """A command's entry point: arguments, by default those of the process, in; exit code out."""
+
+    def __call__(self, arguments: Sequence[str] | None = None, prog: str = ...) -> int: ...
+
+
+def command(run: Command) -> Command:
+    """Make a function of command-line arguments a command: exit codes, and errors in one line on stderr."""
+
+    @functools.wraps(run)
+    def main(arguments: Sequence[str] | None = None, *prog: str, **named: str) -> int:
+        warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an image is said by us
+        handler = logging.StreamHandler()
+        handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
+        logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # file names may be anything
+        try:
+            return run(arguments, *prog, **named)
+        except PadimError as error:
+            log.error("%s", error)
+            return USER_ERROR
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            log.error("out of memory: take a smaller --batch-size, smaller images or fewer --channels")
+            return USER_ERROR
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except BrokenPipeError:  # whoever read the results has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        except OSError as error:  # a full disk behind stdout, say
+            log.error("%s", error)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return USER_ERROR
+
+    return main
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, torch on a GPU or torch on the CPU ran out of memory; the last has no class of its own."""
+    kinds = {"MemoryError", "_ArrayMemoryError", "OutOfMemoryError"}
+    return type(error).__name__ in kinds or "can't allocate memory" in str(error)
+
+
+class Failures:
+    """Counts what went wrong, so that what can go on does.
+
+    Attributes:
+        count: how many errors were caught.
+    """
+
+    def __init__(self, *, fatal: bool = False) -> None:
+        """With `fatal`, the first error stops everything."""
+        self.count, self._fatal = 0, fatal
+
+    @contextmanager
+    def caught(self, name: str) -> Iterator[None]:
+        """Log an error that arises within, under a name, and count it."""
+        try:
+            yield
+        except PadimError as error:
+            if self._fatal:
+                raise
+            log.error("%s: %s", name, error)
+            self.count += 1
+
+
+@contextmanager
+def progress_bars(*, quiet: bool = False) -> Iterator[Report]:
+    """A callback that shows progress as bars on stderr, where that is a terminal, unless it is to be quiet."""
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    bar: tqdm | None = None
+
+    def show(progress: Progress) -> None:
+        nonlocal bar
+        if bar is None or bar.desc != progress.what or progress.done < bar.n:
+            if bar is not None:
+                bar.close()
+            what, unit = progress.what, progress.unit
+            bar = tqdm(total=progress.total, initial=progress.done, desc=what, unit=unit, disable=quiet or None)
+            bar.desc = what  # which a disabled bar doesn't keep
+        if progress.figures:
+            bar.set_postfix({name: f"{value:.3g}" for name, value in progress.figures.items()}, refresh=False)
+        bar.update(progress.done - bar.n)
+
+    with logging_redirect_tqdm():
+        try:
+            yield show
+        finally:
+            if bar is not None:
+                bar.close()

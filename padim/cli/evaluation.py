@@ -1,0 +1,85 @@
+"""How commands evaluate a category and print what was found."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from padim.cli.tables import aligned
+
+if TYPE_CHECKING:
+    from padim.data.items import Category
+    from padim.detectors.scores import Scorer
+    from padim.system.progress import Report
+
+log = logging.getLogger(__name__)
+
+# Column heading and key of the result.
+_COLUMNS = (
+    ("image AUROC", "image_auroc"),
+    ("pixel AUROC", "pixel_auroc"),
+    ("AUPRO 0.3", "aupro"),
+    ("pixel AP", "pixel_ap"),
+    ("pixel F1-max", "pixel_f1_max"),
+    ("at", "pixel_f1_threshold"),
+    ("image F1-max", "image_f1_max"),
+    ("at", "image_f1_threshold"),
+    ("threshold", "threshold"),
+    ("false alarms", "false_alarms"),
+    ("found", "defects_found"),
+)
+_WITHOUT_MEAN = ("pixel_f1_threshold", "image_f1_threshold", "threshold")
+
+
+def evaluated(
+    scorer: Scorer, category: Category, options: argparse.Namespace, progress: Report, batch_size: int | None = None
+) -> dict[str, Any]:
+    """Evaluate a category as the options ask for, say what there is to say of it, and give its summary."""
+    from padim.pipeline.evaluate import evaluate_category
+
+    evaluation = evaluate_category(
+        scorer,
+        category,
+        options.output,
+        false_alarm_rate=options.false_alarm_rate,
+        batch_size=batch_size,
+        workers=options.workers,
+        strict=options.strict,
+        report=options.report,
+        progress=progress,
+    )
+    name, unmasked = evaluation.category, evaluation.unmasked
+    if evaluation.remark:
+        log.warning("%s: %s", name, evaluation.remark)
+    if unmasked:
+        log.warning("%s: %d defective images have no mask; the pixel figures are without them", name, unmasked)
+    if evaluation.report:
+        print(f"report: {evaluation.report}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(evaluation.summary()), flush=True)
+    return evaluation.summary()
+
+
+def evaluation_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """The summaries of evaluations, one row per category, and their plain mean."""
+    means = {key: None if key in _WITHOUT_MEAN else _mean(results, key) for _, key in _COLUMNS}
+    total = {"category": "mean", "images": sum(result["images"] for result in results)}
+    rows = [["category", "images", *(heading for heading, _ in _COLUMNS)]]
+    rows += [
+        [row["category"], str(row["images"]), *(_figure(row[key]) for _, key in _COLUMNS)]
+        for row in [*results, total | means]
+    ]
+    return aligned(rows)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _mean(results: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [result[key] for result in results if result[key] is not None]
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,154 @@
+"""The options that commands share, and what they mean as plain values."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from padim.config import PRECISIONS
+from padim.system.machine import cores
+
+if TYPE_CHECKING:
+    from padim.data.items import Category
+
+
+def add_data_option(parser: argparse._ActionsContainer) -> None:
+    """`--data ROOT`."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("PADIM_DATA", "data/mvtec")),
+        metavar="ROOT",
+        help="folder of the categories (default: the variable PADIM_DATA, or data/mvtec)",
+    )
+
+
+def add_folder_options(parser: argparse.ArgumentParser, *, train: bool) -> None:
+    """`--normal`, `--test`, `--defect` and `--masks`: folders of any layout, for one category."""
+    group = parser.add_argument_group("images in folders of your own, searched recursively, instead of --data")
+    if train:
+        group.add_argument("--normal", type=Path, metavar="DIR", help="normal images to learn from")
+    group.add_argument(
+        "--test", type=Path, metavar="DIR", help="normal images to test on, or a folder good and one per defect type"
+    )
+    group.add_argument("--defect", type=Path, metavar="DIR", help="defective images to test on")
+    group.add_argument(
+        "--masks", type=Path, metavar="DIR", help="ground truth of the defective images, named like them"
+    )
+
+
+def category_from(options: argparse.Namespace, name: str) -> Category:
+    """The category of a name that the options describe."""
+    from padim.data.layouts import find_category, plain_category
+
+    if in_own_folders(options):
+        normal = getattr(options, "normal", None)
+        return plain_category(name, normal, options.test, options.defect, options.masks)
+    return find_category(options.data, name)
+
+
+def in_own_folders(options: argparse.Namespace) -> bool:
+    """Whether the options name folders of images rather than a data root."""
+    return any(getattr(options, name, None) for name in ("normal", "test", "defect", "masks"))
+
+
+def add_output_option(parser: argparse._ActionsContainer) -> None:
+    """`--output DIR`."""
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs"), metavar="DIR", help="folder of the models (default: runs)"
+    )
+
+
+def add_rate_option(parser: argparse._ActionsContainer, default: str) -> None:
+    """`--false-alarm-rate R`."""
+    parser.add_argument(
+        "--false-alarm-rate",
+        type=_rate,
+        metavar="R",
+        help=f"share of fresh normal images that may be called anomalous, in 0..1 (default: {default})",
+    )
+
+
+def add_report_option(parser: argparse._ActionsContainer) -> None:
+    """`--report`."""
+    parser.add_argument(
+        "--report", action="store_true", help="write an HTML page with curves and every image beside the evaluation"
+    )
+
+
+def add_machine_options(parser: argparse._ActionsContainer) -> None:
+    """What changes the speed, and neither model nor figures."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="where to compute: cpu, cuda, cuda:1, mps (default: auto, a GPU where there is one)",
+    )
+    add_workers_option(parser)
+    parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image or mask")
+
+
+def add_workers_option(parser: argparse._ActionsContainer) -> None:
+    """`--workers N`."""
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=min(8, cores()),
+        metavar="N",
+        help="threads that read images (default: one per core, at most 8)",
+    )
+
+
+def add_scoring_options(parser: argparse._ActionsContainer) -> None:
+    """What a fitted model can be run with."""
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="backbone weights, for models saved without (default: download)"
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="precision of the backbone (default: as the model was trained)"
+    )
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="images at a time (default: as trained)")
+
+
+def pick_device(name: str) -> str:
+    """The device that an option names; `auto` is the best that there is.
+
+    On the CPU, torch gets half of the cores: the other half decodes and resizes in the meantime.
+
+    Raises:
+        PadimError: the device isn't there.
+    """
+    import torch
+
+    from padim.system.device import find_device
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if find_device(name).type == "cpu":
+        torch.set_num_threads(max(1, cores() // 2))
+    return name
+
+
+def finite(text: str) -> float:
+    """A number from the command line, neither infinite nor NaN."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return number
+
+
+def _rate(text: str) -> float:
+    rate = finite(text)
+    if not 0 < rate < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return rate
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number

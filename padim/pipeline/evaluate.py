@@ -1,0 +1,67 @@
+"""Evaluate on a category: score its test images, measure, and write what was found. It needs no torch of its own."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from padim.calibration import Thresholds
+from padim.data.items import Category
+from padim.data.layouts import EXPECTED
+from padim.data.loader import ImageLoader
+from padim.data.transform import Transform
+from padim.detectors.scores import Scorer
+from padim.errors import PadimError
+from padim.evaluation.evaluate import Evaluation, evaluate
+from padim.storage.files import write_json
+from padim.system.progress import Report, silent, tracked
+
+
+def evaluate_category(
+    scorer: Scorer,
+    category: Category,
+    output: Path | str | None = None,
+    *,
+    false_alarm_rate: float | None = None,
+    batch_size: int | None = None,
+    workers: int = 1,
+    strict: bool = False,
+    report: bool = False,
+    progress: Report = silent,
+) -> Evaluation:
+    """Score the test images of a category and measure how well their defects are found.
+
+    Args:
+        scorer: a fitted detector, or an exported model.
+        category: the images.
+        output: folder of the models; `OUTPUT/CATEGORY/eval.json` is written there. None writes nothing.
+        false_alarm_rate: the share of fresh normal images that the threshold may flag, by default the model's own.
+        batch_size: images that are scored at a time, by default as trained.
+        workers: threads that read images.
+        strict: whether the first unreadable image or mask is an error; else it is skipped and counted.
+        report: whether to write `report.html`, too.
+        progress: is told how far it has come.
+
+    Raises:
+        PadimError: there are no test images, none can be read, or the model can't vouch for the rate.
+    """
+    start = time.perf_counter()
+    if not category.test:
+        raise PadimError(f"category {category.name!r} has no test images: {EXPECTED}")
+    thresholds = Thresholds.calibrated(scorer.calibration, scorer.provenance.false_alarm_rate, false_alarm_rate)
+    loader = ImageLoader(category.test, Transform.of(scorer.config), workers=workers, strict=strict)
+    samples = tracked(loader, category.name, progress)
+    metrics, images = evaluate(scorer, samples, batch_size or scorer.config.batch_size, keep_images=report)
+    counts = loader.skipped, loader.unmasked
+    folder = Path(output, category.name) if output is not None else None
+    page = folder / "report.html" if folder and report else None
+    seconds = time.perf_counter() - start
+    found = Evaluation(category.name, metrics, images, *counts, thresholds, scorer.config.remark, page, seconds)
+    if folder:
+        scores = [{"path": str(image.item.path), "defect": image.item.defect, "score": image.score} for image in images]
+        write_json(folder / "eval.json", found.summary() | {"config": scorer.config.to_dict(), "scores": scores})
+    if folder and report:
+        from padim.report.page import write_report
+
+        write_report(folder, found, scorer)
+    return found

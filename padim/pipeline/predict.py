@@ -1,0 +1,139 @@
+"""Predict: score images one after the other, whatever happens to one of them. It needs no torch of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from padim.calibration import Thresholds
+from padim.data.items import Item, collect_images
+from padim.data.loader import ImageLoader, Sample, batched
+from padim.data.transform import Box, Transform
+from padim.detectors.scores import Scorer
+from padim.errors import PadimError
+from padim.evaluation.regions import Region, anomalous_regions
+from padim.system.progress import Report, silent, tracked
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        path: the image.
+        thresholds: what is anomalous.
+        score: its image score; None if there is a `problem` with the image.
+        regions: where it is anomalous, if it is; None from a detector without maps.
+        seen: the part of the image that the model has seen, in pixels; None likewise.
+        anomaly_map: distances `[h, w]`; None likewise.
+        sample: the image as it was read, with its mask.
+        problem: why there is no score.
+    """
+
+    path: Path
+    thresholds: Thresholds
+    score: float | None = None
+    regions: Sequence[Region] | None = None
+    seen: Box | None = None
+    anomaly_map: NDArray[np.float32] | None = None
+    sample: Sample | None = None
+    problem: PadimError | None = None
+
+    @property
+    def verdict(self) -> str | None:
+        """`anomalous` or `normal`; None without a score or a threshold."""
+        anomalous = None if self.score is None else self.thresholds.is_anomalous(self.score)
+        return None if anomalous is None else "anomalous" if anomalous else "normal"
+
+    def summary(self) -> dict[str, Any]:
+        """The prediction as plain values, for JSON."""
+        line: dict[str, Any] = {"path": str(self.path), "verdict": self.verdict}
+        if self.problem:
+            return line | {"error": str(self.problem)}
+        line["score"] = self.score
+        line |= {name: getattr(self.thresholds, name) for name in ("threshold", "false_alarm_rate")}
+        if self.regions is None:
+            return line
+        return line | {"regions": [region._asdict() for region in self.regions], "seen": self.seen}
+
+
+def predict(
+    scorer: Scorer,
+    images: Iterable[Item | Path | str],
+    *,
+    thresholds: Thresholds | None = None,
+    batch_size: int | None = None,
+    workers: int = 1,
+    strict: bool = False,
+    progress: Report = silent,
+) -> Generator[Prediction]:
+    """Score images, in their order; those that can't be read come last, with their `problem`.
+
+    Args:
+        scorer: a fitted detector, or an exported model.
+        images: files, folders, or items with masks.
+        thresholds: what is anomalous, by default for the model's own false-positive rate.
+        batch_size: images that are scored at a time, by default as trained.
+        workers: threads that read images.
+        strict: whether the first unreadable image is an error.
+        progress: is told how far it has come.
+
+    Raises:
+        PadimError: an input isn't there.
+    """
+    rate = scorer.provenance.false_alarm_rate
+    thresholds = thresholds or Thresholds.calibrated(scorer.calibration, rate)
+    transform = Transform.of(dataclasses.replace(scorer.config, rotation=0.0))
+    loader = ImageLoader(_items(images), transform, workers=workers, strict=strict, keep_originals=True)
+    for batch in batched(tracked(loader, "predict", progress), batch_size or scorer.config.batch_size):
+        yield from _predicted(scorer, batch, transform, thresholds)
+    for path, error in loader.failures.items():
+        yield Prediction(path, thresholds, problem=error)
+
+
+def _items(images: Iterable[Item | Path | str]) -> list[Item]:
+    items: list[Item] = []
+    for image in images:
+        items += [image] if isinstance(image, Item) else [Item(path) for path in collect_images([Path(image)])]
+    return items
+
+
+def _predicted(
+    scorer: Scorer, batch: Sequence[Sample], transform: Transform, thresholds: Thresholds
+) -> Iterator[Prediction]:
+    """The predictions of a batch; an image that can't be scored costs the others nothing."""
+    try:
+        scores, maps, _ = scorer.score_pixels(np.stack([sample.image for sample in batch]))
+    except PadimError as error:
+        if len(batch) == 1:
+            yield Prediction(batch[0].item.path, thresholds, problem=error)
+        else:  # which of them is to blame is seen one by one
+            for sample in batch:
+                yield from _predicted(scorer, [sample], transform, thresholds)
+        return
+    for index, sample in enumerate(batch):
+        anomaly_map = None if maps is None else maps[index]
+        yield _prediction(sample, float(scores[index]), anomaly_map, transform, thresholds)
+
+
+def _prediction(
+    sample: Sample,
+    score: float,
+    anomaly_map: NDArray[np.float32] | None,
+    transform: Transform,
+    thresholds: Thresholds,
+) -> Prediction:
+    """The prediction of one image; regions are those of an anomalous one."""
+    plain = Prediction(sample.item.path, thresholds, score, sample=sample)
+    if anomaly_map is None:
+        return plain
+    assert sample.original is not None  # the loader keeps it
+    seen, pixel = transform.seen(*sample.original.size), thresholds.pixel_threshold
+    regions = anomalous_regions(anomaly_map, pixel, seen) if plain.verdict == "anomalous" and pixel else []
+    return dataclasses.replace(plain, regions=regions, seen=seen, anomaly_map=anomaly_map)

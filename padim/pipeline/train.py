@@ -1,0 +1,164 @@
+"""Train on a category: read its images, fit a detector, write the model file."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from padim.backbones import Weights
+from padim.calibration import Thresholds
+from padim.config import BaseConfig
+from padim.data.items import Category, Item
+from padim.data.layouts import EXPECTED
+from padim.data.loader import ImageLoader, batched, stack
+from padim.data.transform import Transform
+from padim.detectors.contract import Detector
+from padim.detectors.options import FitOptions, FitResult
+from padim.detectors.registry import load, new_detector
+from padim.errors import PadimError
+from padim.storage.files import check_writable, write_json
+from padim.system import distributed
+from padim.system.machine import peak_memory
+from padim.system.progress import Report, silent, tracked
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained category.
+
+    Attributes:
+        detector: the fitted detector, as its file holds it.
+        category: what it was fitted to.
+        path: the model file, where one was written.
+        fit: what the fit found.
+        added: how many images it took in; fewer than it knows after an update.
+        skipped: how many images could not be used.
+        thresholds: what is anomalous.
+        seconds: how long it took.
+    """
+
+    detector: Detector
+    category: str
+    path: Path | None
+    fit: FitResult
+    added: int
+    skipped: int
+    thresholds: Thresholds
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """The result as plain values, for JSON."""
+        return {
+            "category": self.category,
+            "model": str(self.path),
+            "images": self.fit.images,
+            "skipped": self.skipped,
+            **dataclasses.asdict(self.thresholds),
+            **self.fit.figures,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.added / self.seconds, 2),
+            **peak_memory(),
+            "model_bytes": self.path.stat().st_size if self.path else None,
+            "device": str(self.detector.device),
+        }
+
+
+def train_category(
+    category: Category,
+    config: BaseConfig,
+    output: Path | str | None = None,
+    *,
+    options: FitOptions = FitOptions(),
+    weights: Weights | None = None,
+    device: str = "cpu",
+    strict: bool = False,
+    update: Path | None = None,
+    tests: Sequence[Item] = (),
+    make: Callable[..., Detector] = new_detector,
+    progress: Report = silent,
+) -> TrainResult:
+    """Fit a detector to the training images of a category, and write it to `OUTPUT/CATEGORY/model.safetensors`.
+
+    Under torchrun, each process reads its share of the images, and the first one writes.
+
+    Args:
+        category: the images.
+        config: the protocol.
+        output: folder of the models; None writes nothing.
+        options: how the fit is run and what its file carries.
+        weights: of the backbone, as state dict or file; by default the published ones are downloaded.
+        device: where to compute, in torch's terms.
+        strict: whether the first unreadable image is an error; else it is skipped and counted.
+        update: a model file that is to take in the images, with its own configuration.
+        tests: labelled images, for a configuration that chooses its weights by them.
+        make: gives the unfitted detector of a configuration.
+        progress: is told how far it has come.
+
+    Raises:
+        PadimError: there are too few images, the weights don't fit, or the model can't be written.
+    """
+    if not category.train:
+        raise PadimError(f"no training images: {EXPECTED}")
+    start = time.perf_counter()
+    folder = Path(output, category.name) if output is not None else None
+    if folder:
+        check_writable(folder)
+    transform = Transform.of(config)
+    loader = ImageLoader(
+        distributed.share(category.train), transform, workers=options.workers, strict=strict
+    ).start()  # while the network is built
+    detector = load(update, weights=weights, device=device) if update else make(config, weights=weights, device=device)
+    earlier = detector.provenance.images
+    options = dataclasses.replace(options, category=category.name, folder=folder, update=update is not None)
+    labelled = _labelled(ImageLoader(tests, transform, workers=options.workers), config.batch_size)
+    fit = detector.fit(Batches(loader, category.name, config, progress), options, tests=labelled, progress=progress)
+    skipped = distributed.total(loader.skipped)
+    path = None
+    if folder and distributed.rank() == 0:
+        path = folder / "model.safetensors"
+        detector.save(path, options)
+        if options.storage != "fp32":  # which rounds: what is given back is what was written
+            detector = load(path, weights=weights, device=device)
+    thresholds = Thresholds.calibrated(detector.calibration, detector.provenance.false_alarm_rate)
+    seconds = time.perf_counter() - start
+    result = TrainResult(detector, category.name, path, fit, fit.images - earlier, skipped, thresholds, seconds)
+    if folder and path:
+        write_json(folder / "train.json", result.summary() | {"config": config.to_dict()})
+        if fit.history:
+            from padim.report.figures import save_figure, training_figure  # matplotlib is slow to import
+
+            save_figure(folder, "training", training_figure(fit.history))
+    return result
+
+
+class Batches:
+    """The images of a loader in batches `[n, 3, h, w]`, which can be gone through again.
+
+    Attributes:
+        passes: how often they were gone through.
+    """
+
+    def __init__(self, loader: ImageLoader, name: str, config: BaseConfig, progress: Report) -> None:
+        self._loader, self._name, self._size, self._progress = loader, name, config.batch_size, progress
+        self.passes = 0
+
+    def __len__(self) -> int:
+        return -(-len(self._loader) // self._size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.passes += 1
+        what = self._name if self.passes == 1 else f"{self._name}, calibration"
+        return map(stack, batched(tracked(self._loader, what, self._progress), self._size))
+
+
+def _labelled(loader: ImageLoader, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of images `[n, 3, h, w]`, and whether each is anomalous `[n]`, read when they are asked for."""
+    for batch in batched(loader, size):
+        yield stack(batch), torch.tensor([sample.item.anomalous for sample in batch])

@@ -23,6 +23,7 @@ from padim.errors import PadimError
 
 if TYPE_CHECKING:
     from padim.cutpaste.model import CutPaste
+    from padim.data.layouts import find_category, plain_category
     from padim.deploy.runtime import Runtime
     from padim.detectors.scores import Scores
     from padim.model import Padim
@@ -41,6 +42,8 @@ __all__ = [
     "Runtime",
     "Scores",
     "evaluate_category",
+    "find_category",
+    "plain_category",
     "predict",
     "train_category",
 ]
@@ -52,6 +55,8 @@ _LAZY = {
     "Runtime": "padim.deploy.runtime",
     "Scores": "padim.detectors.scores",
     "evaluate_category": "padim.pipeline.evaluate",
+    "find_category": "padim.data.layouts",
+    "plain_category": "padim.data.layouts",
     "predict": "padim.pipeline.predict",
     "train_category": "padim.pipeline.train",
 }

@@ -52,13 +52,14 @@ def categories(root: Path) -> list[str]:
     return sorted(found)
 
 
-def find_category(root: Path, name: str) -> Category:
+def find_category(root: Path | str, name: str) -> Category:
     """A category of a data root, in whichever of the layouts it has.
 
     Raises:
         PadimError: it isn't there, or has no images.
     """
     _check_name(name)
+    root = Path(root)
     if (root / _VISA).is_file():
         category = _visa_category(root, name)
     else:

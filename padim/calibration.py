@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from padim.errors import PadimError
 
-# Shares of the pixels for which a quantile is kept: 1, and 100 steps a decade down to a millionth.
+# Shares of the pixels for which a quantile is kept: 1, and 100 steps per decade down to a millionth.
 PIXEL_RATES = 10.0 ** -(np.arange(601) / 100)
 
 # Values of the maps are counted in bins of 0.2 % width between these, so that any number of maps takes no memory.
@@ -22,7 +22,7 @@ class Tally:
     """The maps of normal images, counted as they pass by; what several processes have counted can be added up.
 
     Attributes:
-        batches: image scores, `[n]` a batch.
+        batches: image scores, `[n]` per batch.
         counts: how many pixels of their maps fall into each bin.
     """
 
@@ -45,6 +45,7 @@ class Tally:
         if not len(scores):
             return None
         reached = self.counts[::-1].cumsum()[::-1] / self.counts.sum()  # share at or above each bin
+        # Both fall, and searchsorted takes what rises: hence the signs.
         bins = np.searchsorted(-reached, -PIXEL_RATES, side="right") - 1  # the last one that so many reach
         edges = _LOWEST * 10 ** ((bins + 1) / _BINS_A_DECADE)
         return Calibration(np.sort(scores), edges.astype(np.float32))

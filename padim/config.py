@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
+from padim.architectures import ARCHITECTURES
 from padim.errors import PadimError
 
-BACKBONES = ("resnet18", "wide_resnet50_2", "efficientnet_b5", "efficientnet_lite0")
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 UPSAMPLINGS = ("bilinear", "bicubic")
@@ -39,12 +39,14 @@ class BaseConfig:
 
     Attributes:
         method: the detector that a subclass configures.
+        refused: options of a fit, as `padim.FitOptions` has them, that the method does not have, and why.
 
     Raises:
         PadimError: a value has the wrong type or is out of range; the message names the field.
     """
 
     method: ClassVar[str]
+    refused: ClassVar[Mapping[str, str]] = {}
 
     seed: int = option(1024, "seed of all that is drawn at random")
     resize: tuple[int, ...] = option((256,), f"shorter side, or height and width, in pixels, at most {MAX_SIDE}")
@@ -142,8 +144,12 @@ class Config(BaseConfig):
     """The protocol of a PaDiM model. The defaults are those of the preset `pytorch-r18`."""
 
     method = "padim"
+    refused = {  # noqa: RUF012 (a ClassVar there)
+        "resume": "padim fits in one pass: there is nothing to resume",
+        "checkpoint_steps": "padim fits in one pass: there are no checkpoints",
+    }
 
-    backbone: str = option("resnet18", "network that gives the features", BACKBONES)
+    backbone: str = option("resnet18", "network that gives the features", tuple(ARCHITECTURES))
     layers: tuple[str, ...] = option(LAYERS[:3], "levels that are joined, finest first", LAYERS)
     channels: int = option(100, "channels drawn from the joined levels; 0 keeps all")
     tile: tuple[int, ...] = option((), "cut images into tiles: a side, or height and width; nothing for none")

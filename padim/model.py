@@ -27,11 +27,12 @@ from padim.storage.provenance import Provenance
 from padim.storage.tensorfile import STORAGES, take
 from padim.system import distributed
 from padim.system.device import full_float32
-from padim.system.progress import Report, silent
+from padim.system.progress import OnProgress, silent
 from padim.tiles import Tiling
 
-# The features of so many training images are kept for the calibration, if they take no more than so many bytes:
-# each has 0.3 MB for ResNet18 and 100 channels, 1.7 MB for WideResNet50-2 and 550. Every category of MVTec AD fits.
+# The calibration scores the training images again. It keeps their features from the first pass where they are few,
+# and else reads the images a second time. So many images, in so many bytes, are few: each has 0.3 MB of features for
+# ResNet18 and 100 channels, and 1.7 MB for WideResNet50-2 and 550. Every category of MVTec AD fits.
 KEPT_IMAGES, KEPT_BYTES = 400, 700_000_000
 
 
@@ -50,7 +51,6 @@ class Padim(Detector):
     configuration = Config
     has_maps = True
     embedded = "backbone."
-    refused = {"resume": "padim fits in one pass: there is nothing to resume"}  # noqa: RUF012 (a ClassVar there)
     config: Config
 
     def __init__(self, config: Config | None = None, *, weights: Weights | None = None, device: str = "cpu") -> None:
@@ -81,7 +81,7 @@ class Padim(Detector):
         options: FitOptions = FitOptions(),
         *,
         tests: Iterable[tuple[Tensor, Tensor]] = (),  # noqa: ARG002 (nothing is chosen by them)
-        progress: Report = silent,  # noqa: ARG002 (there are no steps beyond the batches)
+        progress: OnProgress = silent,  # noqa: ARG002 (there are no steps beyond the batches)
     ) -> FitResult:
         """Fit the Gaussians in one pass, in memory that does not grow with the number of images; as `Detector.fit`.
 
@@ -98,6 +98,7 @@ class Padim(Detector):
         kept: list[list[Tensor]] | None = [] if options.calibrate and self._can_keep(expected) else None
         with full_float32(self.device):
             groups = self._features_of(batches)
+            # A process without an image of its own takes part all the same: the others wait for its sums.
             first = next(groups, None) or [torch.zeros(*size, 0, device=self.device) for size in self._sizes()]
             moments = Moments.about(earlier.shift if earlier else _common_mean(first))
             for features in chain([first], groups):
@@ -123,7 +124,7 @@ class Padim(Detector):
         self.gaussian, self.moments = gaussian, sums
         before = self.calibration if options.update else None
         self.calibration = before.joined(calibration) if before and calibration else calibration or before
-        self._was_fitted(images, options)
+        self.note_fit(images, options)
         return FitResult(images)
 
     def _can_keep(self, examples: int) -> bool:

@@ -39,7 +39,7 @@ class Pyramid:
         """
         for side, cells in zip(size, zip(*grids, strict=True), strict=True):
             if any(fine % coarse for fine, coarse in pairwise(cells)):
-                stride = 1 << (math.ceil(side / cells[-1]) - 1).bit_length()
+                stride = 1 << (math.ceil(side / cells[-1]) - 1).bit_length()  # the next power of two
                 below = side // stride * stride
                 nearest = " or ".join(str(works) for works in (below, below + stride) if works)
                 raise PadimError(

@@ -15,7 +15,7 @@ from padim.tiles import Tiling
 class AnomalyMap(nn.Module):
     """Joining of tiles, upsampling and Gaussian smoothing of distance maps.
 
-    All are linear and act on rows and columns apart, so together they are one small matrix a side:
+    All are linear and act on rows and columns apart, so together they are one small matrix per side:
     `rows @ distances @ columns^T`. The matrices hold exactly what `interpolate` (align_corners False)
     and `scipy.ndimage.gaussian_filter` (truncate 4, symmetric border) do.
     """

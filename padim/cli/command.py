@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 from padim.errors import PadimError
 
 if TYPE_CHECKING:
-    from padim.system.progress import Progress, Report
+    from padim.system.progress import OnProgress, Progress
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Failures:
 
 
 @contextmanager
-def progress_bars(*, quiet: bool = False) -> Iterator[Report]:
+def progress_bars(*, quiet: bool = False) -> Iterator[OnProgress]:
     """A callback that shows progress as bars on stderr, where that is a terminal, unless it is to be quiet."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm

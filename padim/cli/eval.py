@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from padim.cli.command import USER_ERROR, Failures, Parser, command, progress_bars
-from padim.cli.evaluation import evaluated, evaluation_table
+from padim.cli.evaluating import evaluated, evaluation_table
 from padim.cli.options import (
     add_data_option,
     add_folder_options,

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-import padim
 from padim.cli.command import Parser, command
 from padim.errors import PadimError
+from padim.version import __version__
 
 # Every command, by the name of its module here, and what it does.
 COMMANDS = {
@@ -33,7 +33,7 @@ def parser() -> Parser:
         epilog=f"commands, each of which answers --help:\n{names}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("--version", action="version", version=f"padim {padim.__version__}", help="print the version")
+    result.add_argument("--version", action="version", version=f"padim {__version__}", help="print the version")
     result.add_argument("--print-completion", choices=("bash", "zsh", "tcsh"), help="print what a shell completes by")
     return result
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from padim.detectors.scores import Scorer
     from padim.pipeline.predict import Prediction
     from padim.report.pictures import Pictures
-    from padim.system.progress import Report
+    from padim.system.progress import OnProgress
 
-    Predict = Callable[[Sequence[Item], Report], Generator[Prediction]]
+    Predict = Callable[[Sequence[Item], OnProgress], Generator[Prediction]]
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def _prepared(options: argparse.Namespace) -> tuple[Predict, Pictures | None]:
     thresholds = _thresholds(options, scorer)
     pictures = _pictures(options, scorer, thresholds)
 
-    def predicted(items: Sequence[Item], progress: Report) -> Generator[Prediction]:
+    def predicted(items: Sequence[Item], progress: OnProgress) -> Generator[Prediction]:
         return predict(
             scorer,
             items,
@@ -179,7 +179,7 @@ def _prepared(options: argparse.Namespace) -> tuple[Predict, Pictures | None]:
 
 def _scorer(options: argparse.Namespace) -> Scorer:
     """The model. Exported ones need no torch."""
-    from padim.detectors.registry import load_scorer
+    from padim.deploy.runtime import load_scorer
 
     if options.model.suffix.lower() != ".onnx":
         device = pick_device(options.device)

@@ -1,4 +1,4 @@
-"""The options that make up a protocol: method, preset or file, and a field of the configuration each."""
+"""The options that make up a protocol: method, preset or file, and one for each field of the configuration."""
 
 from __future__ import annotations
 

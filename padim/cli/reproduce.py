@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from padim.architectures import ARCHITECTURES
 from padim.cli.command import USER_ERROR, Parser, command
 from padim.cli.options import add_data_option, pick_device, positive
 from padim.cli.tables import aligned
-from padim.config import BACKBONES
 from padim.errors import PadimError
 from padim.system.machine import cores
 
 if TYPE_CHECKING:
     from padim.data.items import Category
-    from padim.reproduction.experiments import Experiment, Run, TableRow
+    from padim.reproduction.experiments import Experiment, Run
+    from padim.reproduction.tables import TableRow
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-reproduce") 
         options.data, options.output = options.data.absolute(), options.output.absolute()
 
     from padim.backbones import digest, weights_from
-    from padim.reproduction.experiments import ablation, ablations, preset, table
+    from padim.reproduction.experiments import ablation, ablations, preset
+    from padim.reproduction.tables import table
     from padim.storage.files import check_writable
 
     names = ablations() if "all" in options.ablation else options.ablation
@@ -175,7 +177,7 @@ def _weights_files(entries: Sequence[str], backbones: Sequence[str]) -> dict[str
         backbone, separator, path = entry.rpartition("=")
         if not separator and len(backbones) == 1:
             backbone = backbones[0]
-        if backbone not in BACKBONES:
+        if backbone not in ARCHITECTURES:
             raise PadimError(f"--weights {entry}: say for which backbone, as in {backbones[0]}=FILE")
         files[backbone] = Path(path).absolute()
     return files

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from padim.cli.command import USER_ERROR, Failures, Parser, command, progress_bars
-from padim.cli.evaluation import evaluated, evaluation_table
+from padim.cli.evaluating import evaluated, evaluation_table
 from padim.cli.options import (
     add_data_option,
     add_folder_options,
@@ -70,9 +70,7 @@ def parser(prog: str = "padim-train", method: str = Config.method) -> Parser:
     add_folder_options(result, train=True)
     _add_look_options(result, method)
     add_machine_options(result.add_argument_group("the machine: these change the speed, and neither model nor figures"))
-    _add_file_options(result.add_argument_group("the model file"))
-    if method == CutPasteConfig.method:
-        _add_step_options(result.add_argument_group("training of many steps"))
+    _add_fit_options(result.add_argument_group("the fit and the model file"), method)
     add_field_options(result, method)
     return result
 
@@ -89,19 +87,28 @@ def _add_look_options(parser: Parser, method: str) -> None:
         )
 
 
-def _add_file_options(group: argparse._ActionsContainer) -> None:
-    group.add_argument(
-        "--no-embed-backbone", action="store_true", help="omit the backbone's weights from the model file"
-    )
-    group.add_argument(
-        "--keep-moments", action="store_true", help="let the model file carry what --update takes, which doubles it"
-    )
-    group.add_argument(
-        "--update",
-        type=Path,
-        metavar="FILE",
-        help="model with moments that takes in the images; the file stays, the result is written like a new model",
-    )
+def _add_fit_options(group: argparse._ActionsContainer, method: str) -> None:
+    """The options of a fit, without those that the method refuses."""
+    refused = CONFIGURATIONS[method].refused
+    if "embed_backbone" not in refused:
+        group.add_argument(
+            "--no-embed-backbone", action="store_true", help="omit the backbone's weights from the model file"
+        )
+    if "update" not in refused:
+        group.add_argument(
+            "--keep-moments", action="store_true", help="let the model file carry what --update takes, which doubles it"
+        )
+        group.add_argument(
+            "--update",
+            type=Path,
+            metavar="FILE",
+            help="model with moments that takes in the images; the result is written like a new model",
+        )
+    if "resume" not in refused:
+        group.add_argument(
+            "--checkpoint-steps", type=positive, default=50, metavar="K", help="steps between checkpoints (default: 50)"
+        )
+        group.add_argument("--resume", action="store_true", help="go on from the checkpoint beside the model")
     group.add_argument(
         "--storage",
         choices=("fp32", "fp16"),
@@ -115,18 +122,12 @@ def _add_file_options(group: argparse._ActionsContainer) -> None:
     )
 
 
-def _add_step_options(group: argparse._ActionsContainer) -> None:
-    group.add_argument(
-        "--checkpoint-steps", type=positive, default=50, metavar="K", help="steps between checkpoints (default: 50)"
-    )
-    group.add_argument("--resume", action="store_true", help="go on from the checkpoint beside the model")
-
-
 @command
 def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> int:
     """Run the command; returns its exit code."""
     options = _parsed(sys.argv[1:] if arguments is None else arguments, prog)
-    config = _updated_config(options) if options.update else config_from(options)
+    update: Path | None = getattr(options, "update", None)
+    config = _updated_config(options) if update else config_from(options)
     if options.print_config:
         print(config.to_toml(), end="")
         return 0
@@ -148,7 +149,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
     with connected(device), progress_bars(quiet=rank() > 0) as progress:
         failures = Failures(fatal=processes() > 1)  # where the other processes would wait for this one
         categories = _categories(names, options, failures)
-        starts = config.pretrained if categories and not options.update else None
+        starts = config.pretrained if categories and not update else None
         weights = weights_from(options.weights, starts) if starts else options.weights  # once for all categories
         for name, category in categories.items():
             with failures.caught(name):
@@ -160,7 +161,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
                     weights=weights,
                     device=device,
                     strict=options.strict,
-                    update=options.update,
+                    update_from=update,
                     tests=category.test if options.eval else (),
                     progress=progress,
                 )
@@ -183,9 +184,12 @@ def _parsed(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     """
     method = method_of(arguments)
     options, unknown = parser(prog, method).parse_known_args(arguments)
-    for word in unknown:
+    for word in (word.split("=")[0] for word in unknown):
+        reason = CONFIGURATIONS[method].refused.get(word.removeprefix("--no-").strip("-").replace("-", "_"))
+        if reason:
+            raise PadimError(f"{word}: {reason}")
         for other in CONFIGURATIONS:
-            if word.split("=")[0] in parser(prog, other)._option_string_actions:
+            if word in parser(prog, other)._option_string_actions:
                 raise PadimError(f"{word} is an option of the method {other}, and this is {method}")
     if unknown:
         parser(prog, method).error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -193,16 +197,17 @@ def _parsed(arguments: Sequence[str], prog: str) -> argparse.Namespace:
 
 
 def _fit_options(options: argparse.Namespace) -> FitOptions:
-    """What the options ask of a fit and of its file."""
+    """What the options ask of a fit and of its file; a method has not all of them."""
+    given = vars(options)
     return FitOptions(
         false_alarm_rate=options.false_alarm_rate,
         calibrate=not options.no_calibration,
-        keep_moments=options.keep_moments,
-        update=options.update is not None,
-        embed_backbone=not options.no_embed_backbone,
+        keep_moments=given.get("keep_moments", FitOptions.keep_moments),
+        update=given.get("update") is not None,
+        embed_backbone=not given.get("no_embed_backbone", False),
         storage=options.storage,
-        checkpoint_steps=getattr(options, "checkpoint_steps", FitOptions.checkpoint_steps),
-        resume=getattr(options, "resume", FitOptions.resume),
+        checkpoint_steps=given.get("checkpoint_steps", FitOptions.checkpoint_steps),
+        resume=given.get("resume", FitOptions.resume),
         workers=options.workers,
     )
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from padim.cutpaste.config import CutPasteConfig
-from padim.cutpaste.training import Step
+from padim.cutpaste.steps import Step
 from padim.errors import PadimError
 from padim.storage import tensorfile
 from padim.storage.files import write_text

@@ -19,6 +19,11 @@ class CutPasteConfig(BaseConfig):
     """Augmentation, network, training and density. The defaults are those of the preset `cutpaste-3way`."""
 
     method = "cutpaste"
+    refused = {  # noqa: RUF012 (a ClassVar there)
+        "update": "cutpaste can't take in more images: train it again with all of them",
+        "keep_moments": "cutpaste has no moments: train it again with all images",
+        "embed_backbone": "the network is trained, so its weights are nowhere else",
+    }
     backbone: ClassVar[str] = "resnet18"
 
     resize: tuple[int, ...] = option((256, 256), f"shorter side, or height and width, in pixels, at most {MAX_SIDE}")
@@ -41,7 +46,7 @@ class CutPasteConfig(BaseConfig):
     sspcab_weight: float = option(0.01, "weight of its error in the loss")
 
     steps: int = option(500, "updates of the weights; 0 takes them as they are")
-    training_batch: int = option(96, "images a step, each of them once for every class")
+    training_batch: int = option(96, "images per step, each of them once for every class")
     learning_rate: float = option(0.03, "its upper end")
     cosine_steps: int = option(
         10, "steps in which it falls to 0, to rise again in as many; 0 falls once, over all steps"

@@ -16,8 +16,8 @@ from padim.backbones import StateDict, Weights, digest, weights_from
 from padim.calibration import Calibration
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.density import GaussianDensity, KernelDensity
-from padim.cutpaste.loop import train
 from padim.cutpaste.network import EMBEDDING, CutPasteNetwork
+from padim.cutpaste.training import train
 from padim.detectors.contract import Batches, Detector, images_of
 from padim.detectors.options import FitOptions, FitResult
 from padim.detectors.scores import Scores
@@ -27,7 +27,7 @@ from padim.storage.provenance import Provenance
 from padim.storage.tensorfile import STORAGES, take
 from padim.system import distributed
 from padim.system.device import all_cores, autocast, full_float32
-from padim.system.progress import Report, silent
+from padim.system.progress import OnProgress, silent
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +48,6 @@ class CutPaste(Detector):
     configuration = CutPasteConfig
     has_maps = False
     embedded = "network.resnet."
-    refused = {  # noqa: RUF012 (a ClassVar there)
-        "update": "cutpaste can't take in more images: train it again with all of them",
-        "keep_moments": "--keep-moments: cutpaste has none, train it again with all images",
-        "embed_backbone": "--no-embed-backbone: the network is trained, so its weights are nowhere else",
-    }
     config: CutPasteConfig
 
     def __init__(
@@ -79,7 +74,7 @@ class CutPaste(Detector):
         options: FitOptions = FitOptions(),
         *,
         tests: Iterable[tuple[Tensor, Tensor]] = (),
-        progress: Report = silent,
+        progress: OnProgress = silent,
     ) -> FitResult:
         """Train the network, then fit the density; all images stay in memory, at a byte per channel of a pixel."""
         self.check(options)
@@ -106,7 +101,7 @@ class CutPaste(Detector):
         calibrates = options.calibrate and len(images) > 2
         self.calibration = Calibration(np.sort(scores.cpu().numpy()), None) if calibrates else None
         self.provenance = dataclasses.replace(self.provenance, weights_sha256=weights)
-        self._was_fitted(len(images), options)
+        self.note_fit(len(images), options)
         return result
 
     def forward(self, images: Tensor) -> Scores[Tensor]:

@@ -1,193 +1,141 @@
-"""The training of a CutPaste network, step by step; it can be stopped and taken up again at any of them."""
+"""A training from its first step to its last: the log, the checkpoints, and the choice of the weights."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
-import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from padim.cutpaste.augment import view_generator, views
+from padim.backbones import StateDict
+from padim.cutpaste.checkpoint import Checkpoint, LoggedStep
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.network import CutPasteNetwork
-from padim.data.loader import yield_to_the_model
+from padim.cutpaste.steps import Step, Training
+from padim.detectors.options import FitOptions, FitResult
 from padim.errors import PadimError
-from padim.system.device import autocast
+from padim.system.progress import OnProgress, Progress
+from padim.system.signals import stop_requests
 
-# Batches that are being made while one is learned from.
-_AHEAD = 2
-
-# What the generator of the order of the images is told apart by from those of their views.
-_ORDER = 0
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Step:
-    """What is known of an update of the weights.
+def train(
+    network: CutPasteNetwork,
+    config: CutPasteConfig,
+    images: NDArray[np.uint8],
+    weights_sha256: str,
+    options: FitOptions,
+    test_auroc: Callable[[], float],
+    progress: OnProgress,
+) -> FitResult:
+    """Make all steps, and leave the network with the weights of the last one, or of the best one on the test images.
 
-    Attributes:
-        step: its number, from 1.
-        loss: cross entropy plus the weighted error of SSPCAB.
-        sspcab_error: that error.
-        accuracy: share of the images whose class was recognised.
-        learning_rate: what it was.
-        gradient_norm: of all gradients together.
-        images_per_second: augmented images.
-        data_seconds: time spent waiting for them.
-        compute_seconds: time spent on them.
-    """
-
-    step: int
-    loss: float
-    sspcab_error: float
-    accuracy: float
-    learning_rate: float
-    gradient_norm: float
-    images_per_second: float
-    data_seconds: float
-    compute_seconds: float
-
-
-class Training:
-    """Gradient descent with momentum on images and the defects made in them (Li et al. 2021, equation 1).
-
-    All that is drawn at random follows from the seed and the number of the step, so that the state
-    of a run is its weights, their momentum and that number.
-
-    Attributes:
+    Args:
         network: what is trained.
-        step: how many steps were made.
+        config: the protocol.
+        images: RGB `[n, h, w, 3]`.
+        weights_sha256: digest of the weights at the start.
+        options: folder of log and checkpoints, whether to go on from one, threads.
+        test_auroc: the image AUROC on the test images of the network as it is; only asked for `best-on-test`.
+        progress: is told of every step.
+
+    Raises:
+        PadimError: a loss is not finite, or the checkpoint is damaged or of another training.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint.
     """
+    checkpoint = Checkpoint.of(options.folder, config, images, weights_sha256)
+    run, best = Training(network, config, images), BestWeights()
+    if options.resume:
+        best = _resume(run, checkpoint)
 
-    def __init__(self, network: CutPasteNetwork, config: CutPasteConfig, images: NDArray[np.uint8]) -> None:
-        """A run on RGB images `[n, h, w, 3]`, on the device of the network."""
-        self.network = network
-        self.step = 0
-        self._config = config
-        self._images = images
-        self._device = next(network.parameters()).device
-        self._optimizer = torch.optim.SGD(
-            network.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay
-        )
-        halves = config.precision == "fp16" and self._device.type == "cuda"
-        self._scaler = torch.amp.GradScaler(self._device.type, enabled=halves)  # or small gradients become 0
+    def save() -> None:
+        tensors, values = run.state()
+        checkpoint.write(tensors | best.tensors(), values | {"best": [best.auroc, best.step]})
 
-    def steps(self, workers: int) -> Iterator[Step]:
-        """Make the steps that are left, with threads that prepare the images.
+    name = options.category or "training"
+    progress(Progress(name, run.step, config.steps, "step"))
+    with stop_requests() as stop:
+        for step in run.steps(options.workers):
+            auroc = None
+            looked_at = step.step % config.test_steps == 0 or step.step == config.steps
+            if config.select == "best-on-test" and looked_at:
+                auroc = test_auroc()
+                best.offer(auroc, step.step, network)
+            checkpoint.steps.append(LoggedStep(step, auroc))
+            progress(Progress(name, step.step, config.steps, "step", _figures(step)))
+            if stop.is_set():
+                save()
+                raise KeyboardInterrupt
+            if run.step % options.checkpoint_steps == 0 and run.step < config.steps:
+                save()
+    save()
+    if best.weights is not None:
+        network.load_state_dict(best.weights)
+    figures: dict[str, float] = {"step": best.step or run.step}
+    tested = [row.test_auroc for row in checkpoint.steps if row.test_auroc is not None]
+    if tested:
+        figures |= {"best_test_auroc": best.auroc, "last_test_auroc": tested[-1]}
+    history = [dataclasses.asdict(row.step) | {"test_auroc": row.test_auroc} for row in checkpoint.steps]
+    return FitResult(len(images), figures, history)
+
+
+def _resume(run: Training, checkpoint: Checkpoint) -> BestWeights:
+    """Take a run up from its checkpoint, if there is one; gives the best weights so far."""
+    found = checkpoint.read()
+    if not found:
+        log.warning("there is no %s to resume: starting with the first step", checkpoint.path)
+        return BestWeights()
+    try:
+        run.restore(*found)
+        return BestWeights.restored(*found, run.network)
+    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise PadimError(f"{checkpoint.path} is damaged: train without --resume") from error
+
+
+def _figures(step: Step) -> dict[str, float]:
+    return {
+        "loss": step.loss,
+        "accuracy": step.accuracy,
+        "images_per_second": step.images_per_second,
+        "data_seconds": step.data_seconds,
+        "compute_seconds": step.compute_seconds,
+    }
+
+
+@dataclasses.dataclass
+class BestWeights:
+    """The weights with the highest AUROC on the test images, the latest of several, as the reference has it."""
+
+    auroc: float = -math.inf
+    step: int = 0
+    weights: StateDict | None = None
+
+    def offer(self, auroc: float, step: int, network: nn.Module) -> None:
+        """Take the network's weights if none were better."""
+        if auroc >= self.auroc:
+            self.auroc, self.step = auroc, step
+            self.weights = {key: value.clone() for key, value in network.state_dict().items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights, for a checkpoint."""
+        return {f"best.{key}": value for key, value in (self.weights or {}).items()}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor], values: Mapping[str, Any], network: nn.Module) -> BestWeights:
+        """From a checkpoint of a network.
 
         Raises:
-            PadimError: a loss or a gradient is not finite.
+            KeyError, OverflowError, TypeError, ValueError: it isn't one.
         """
-        with ThreadPoolExecutor(workers, initializer=yield_to_the_model) as pool:
-            remaining = iter(range(self.step, self._config.steps))
-            ahead = deque(pool.submit(self._batch, number) for number in islice(remaining, _AHEAD))
-            try:
-                while ahead:
-                    start = time.perf_counter()
-                    batch = ahead.popleft().result()
-                    number = next(remaining, None)
-                    if number is not None:
-                        ahead.append(pool.submit(self._batch, number))
-                    yield self._update(batch, start)
-            finally:
-                for future in ahead:
-                    future.cancel()
-
-    def learning_rate(self) -> float:
-        """That of the next step: half a cosine down, and in the reference up again."""
-        period = self._config.cosine_steps or self._config.steps
-        return self._config.learning_rate * (1 + math.cos(math.pi * self.step / period)) / 2
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the steps to come depend on, as tensors and as plain values."""
-        tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
-        for name, parameter in self.network.named_parameters():
-            momentum = self._optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{name}"] = momentum
-        return tensors, {"step": self.step, "scaler": self._scaler.state_dict()}
-
-    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Go on where a run with the same configuration and images was, from its `state`.
-
-        Raises:
-            KeyError, OverflowError, RuntimeError, TypeError, ValueError: it is that of another network, or damaged.
-        """
-        self.network.load_state_dict(
-            {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
-        )
-        for name, parameter in self.network.named_parameters():
-            if f"momentum.{name}" in tensors:
-                momentum = tensors[f"momentum.{name}"].to(parameter.device).view_as(parameter)
-                self._optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
-        if self._scaler.is_enabled():
-            self._scaler.load_state_dict(values["scaler"])
-        self.step = int(values["step"])
-        if not 0 <= self.step <= self._config.steps:
-            raise ValueError("step")
-
-    def _batch(self, number: int) -> list[Tensor]:
-        """The images of a step, `[b, 3, h, w]` for each class."""
-        size = self._config.training_batch
-        views_of_each = [self._views(number * size + i) for i in range(size)]
-        return [torch.from_numpy(np.stack(same)).permute(0, 3, 1, 2) for same in zip(*views_of_each, strict=True)]
-
-    def _views(self, index: int) -> list[NDArray[np.uint8]]:
-        """The versions of the image that comes at a place in the order of the whole run."""
-        lap, place = divmod(index, len(self._images))
-        order = np.random.default_rng([self._config.seed, _ORDER, lap]).permutation(len(self._images))
-        image = Image.fromarray(self._images[order[place]])
-        return [np.array(view) for view in views(image, self._config, view_generator(self._config, index))]
-
-    def _update(self, batch: Sequence[Tensor], start: float) -> Step:
-        ready = time.perf_counter()
-        frozen = self.step < self._config.frozen_steps
-        for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(not (frozen and name in self.network.pretrained))
-        rate = self.learning_rate()
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self.network.train()
-        images = torch.cat([same.to(self._device) for same in batch])
-        labels = torch.arange(len(batch), device=self._device).repeat_interleave(len(batch[0]))
-        with autocast(self._device, self._config.precision):
-            logits, error = self.network(images)
-        loss = F.cross_entropy(logits.float(), labels) + self._config.sspcab_weight * error
-        self._optimizer.zero_grad()
-        self._scaler.scale(loss).backward()
-        self._scaler.unscale_(self._optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), math.inf)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self.network.eval()
-        self.step += 1
-        accuracy = (logits.argmax(dim=1) == labels).float().mean()
-        step = Step(
-            self.step,
-            loss.item(),
-            error.item(),
-            accuracy.item(),
-            rate,
-            norm.item(),
-            len(images) / (time.perf_counter() - start),
-            ready - start,
-            time.perf_counter() - ready,
-        )
-        # Half precision skips a step whose gradients overflow, and scales the next one less.
-        if not math.isfinite(step.loss) or not (math.isfinite(step.gradient_norm) or self._scaler.is_enabled()):
-            raise PadimError(
-                f"step {step.step}: the loss is {step.loss:g}, its gradient {step.gradient_norm:g}:"
-                " train with a smaller --learning-rate, or --precision fp32"
-            )
-        return step
+        weights = {key.removeprefix("best."): value for key, value in tensors.items() if key.startswith("best.")}
+        shapes = {key: value.shape for key, value in network.state_dict().items()}
+        if weights and {key: value.shape for key, value in weights.items()} != shapes:
+            raise ValueError("best")
+        auroc, step = values["best"]
+        return cls(float(auroc), int(step), weights or None)

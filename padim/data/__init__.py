@@ -1,1 +1,0 @@
-"""Images: where they lie, how they are read, resized and made."""

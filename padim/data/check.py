@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from padim.data.images import read_image, read_mask
 from padim.data.items import GOOD, Category, Item, images_below
 from padim.errors import ImageError
-from padim.system.progress import Report, silent, tracked
+from padim.system.progress import OnProgress, silent, tracked
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def published() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("mvtec.toml").read_text(encoding="utf-8"))
 
 
-def check_category(root: Path, category: Category, workers: int, progress: Report = silent) -> CategoryReport:
+def check_category(root: Path, category: Category, workers: int, progress: OnProgress = silent) -> CategoryReport:
     """Read every image and mask of a category under a data root, in several threads, and report on them."""
     items = [*category.train, *category.test]
     problems: list[str] = []

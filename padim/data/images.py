@@ -22,7 +22,7 @@ def read_image(path: Path) -> Image.Image:
 
     Raises:
         ImageError: the file can't be read, is damaged, is a decompression bomb in Pillow's terms
-            (over 179 million pixels), more than 100 times as long as wide, or has 32 bits a channel.
+            (over 179 million pixels), more than 100 times as long as wide, or has 32 bits per channel.
     """
     image = _open(path)
     if image.mode == "F" or (image.mode == "I" and not 255 < np.asarray(image).max() < 65536):

@@ -14,8 +14,10 @@ from __future__ import annotations
 import csv
 import io
 import logging
+from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
+from typing import NamedTuple
 
 from padim.data.items import GOOD, SUFFIXES, Category, Item, image_with_stem, images_below, images_in, real
 from padim.errors import PadimError
@@ -43,10 +45,7 @@ def categories(root: Path) -> list[str]:
     """
     if not root.is_dir():
         raise PadimError(f"there is no data folder {root}: pass --data ROOT or set PADIM_DATA; {EXPECTED}")
-    if (root / _VISA).is_file():
-        found = {row["object"] for row in _visa_rows(root)}
-    else:
-        found = {path.parents[1].name for good in _NORMAL for path in root.glob(f"*/train/{good}") if path.is_dir()}
+    found = _layout(root).categories(root)
     if not found:
         raise PadimError(f"no category under {root}: {EXPECTED}")
     return sorted(found)
@@ -59,12 +58,7 @@ def find_category(root: Path | str, name: str) -> Category:
         PadimError: it isn't there, or has no images.
     """
     _check_name(name)
-    root = Path(root)
-    if (root / _VISA).is_file():
-        category = _visa_category(root, name)
-    else:
-        train, test = (_labelled(root / name / split) for split in ("train", "test"))
-        category = Category(name, [item for item in train if not item.anomalous], test)
+    category = _layout(root := Path(root)).load(root, name)
     if not category.train and not category.test:
         raise PadimError(
             f"no category {name!r} with images in {root} (there: {', '.join(categories(root))}); {EXPECTED}"
@@ -84,7 +78,7 @@ def plain_category(
     Args:
         name: what to call it.
         normal: images to learn from.
-        test: images to test on: normal ones, or, where it has a folder `good`, a folder a defect type.
+        test: images to test on: normal ones, or, where it has a folder `good`, a folder per defect type.
         defect: defective images to test on; folders in it are defect types.
         masks: ground truth of the defective images, in the same folders under the same names, or with `_mask`
             behind them.
@@ -184,6 +178,19 @@ def _found_below(folder: Path, exclude: Path | None = None) -> list[Path]:
     return images
 
 
+def _folder_categories(root: Path) -> set[str]:
+    return {path.parents[1].name for good in _NORMAL for path in root.glob(f"*/train/{good}") if path.is_dir()}
+
+
+def _folder_category(root: Path, name: str) -> Category:
+    train, test = (_labelled(root / name / split) for split in ("train", "test"))
+    return Category(name, [item for item in train if not item.anomalous], test)
+
+
+def _visa_categories(root: Path) -> set[str]:
+    return {row["object"] for row in _visa_rows(root)}
+
+
 def _visa_category(root: Path, name: str) -> Category:
     splits: dict[str, list[Item]] = {"train": [], "test": []}
     for row in _visa_rows(root):
@@ -207,3 +214,28 @@ def _visa_rows(root: Path) -> list[dict[str, str]]:
     if not rows or not columns <= rows[0].keys():
         raise PadimError(f"{path} is not VisA's list of images: it lacks rows, or columns {', '.join(sorted(columns))}")
     return rows
+
+
+class Layout(NamedTuple):
+    """A way in which data sets come.
+
+    Attributes:
+        detect: whether a data root has it.
+        categories: the names of the categories with training images under a root.
+        load: a category of a root by its name, without images if it isn't there.
+    """
+
+    detect: Callable[[Path], bool]
+    categories: Callable[[Path], set[str]]
+    load: Callable[[Path, str], Category]
+
+
+# The first one that is detected is taken.
+LAYOUTS = (
+    Layout(lambda root: (root / _VISA).is_file(), _visa_categories, _visa_category),
+    Layout(lambda _: True, _folder_categories, _folder_category),  # MVTec AD, BTAD, MVTec 3D-AD
+)
+
+
+def _layout(root: Path) -> Layout:
+    return next(layout for layout in LAYOUTS if layout.detect(root))

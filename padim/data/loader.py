@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +21,7 @@ from padim.data.images import read_image, read_mask
 from padim.data.items import GOOD, Item
 from padim.data.transform import Transform
 from padim.errors import ImageError
+from padim.system.machine import lower_priority
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,11 +86,15 @@ class ImageLoader:
 
     def start(self) -> Self:
         """Begin to read the first images now, while whatever else has to be done before they are asked for."""
-        pool, remaining = ThreadPoolExecutor(self.workers, initializer=yield_to_the_model), iter(self.items)
+        self._started = self._begun()
+        return self
+
+    def _begun(self) -> Generator[Reading]:
+        """The readings, the first of which have begun."""
+        pool, remaining = ThreadPoolExecutor(self.workers, initializer=lower_priority), iter(self.items)
         count = self.workers * (_AHEAD_WITH_ORIGINALS if self.keep_originals else _AHEAD)
         ahead = deque((item, pool.submit(self._read, item)) for item in islice(remaining, count))
-        self._started = self._readings(pool, ahead, remaining)
-        return self
+        return self._readings(pool, ahead, remaining)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -103,10 +106,7 @@ class ImageLoader:
 
     def __iter__(self) -> Iterator[Sample]:
         """Raises ImageError, in strict mode, for the first image or mask that can't be used."""
-        if self._started is None:
-            self.start()
-        assert self._started is not None
-        readings, self._started = self._started, None
+        readings, self._started = self._started or self._begun(), None
         with closing(readings):
             for item, future in readings:
                 sample = self._result(item, future)
@@ -167,12 +167,6 @@ class ImageLoader:
         return sample
 
 
-def yield_to_the_model() -> None:
-    """Let the thread that runs the backbone have a whole core; on Linux priorities are those of threads."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-
-
 def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
     """Groups of `size` values, the last one smaller."""
     remaining = iter(values)
@@ -180,7 +174,7 @@ def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def stack(batch: Sequence[Sample]) -> Tensor:
+def as_tensor(batch: Sequence[Sample]) -> Tensor:
     """The images of a batch as one tensor `[n, 3, h, w]`, uint8."""
     import torch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,14 @@ from PIL import Image
 from padim.calibration import PIXEL_RATES, Calibration
 from padim.config import BaseConfig
 from padim.data.transform import Transform
-from padim.detectors.registry import configuration
-from padim.detectors.scores import Scores
+from padim.detectors.registry import configuration, load
+from padim.detectors.scores import Scorer, Scores
 from padim.errors import PadimError, first_line
 from padim.storage.files import utf8_path
 from padim.storage.provenance import Provenance
+
+if TYPE_CHECKING:
+    from padim.backbones import Weights
 
 # The version of the metadata of an exported model.
 EXPORT_VERSION = 1
@@ -118,6 +121,19 @@ class Runtime:
     def score_image(self, image: Image.Image) -> Scores[NDArray[np.float32]]:
         """The score `[1]` and the map `[1, h, w]` of one RGB image of any size."""
         return self.score_pixels(np.asarray(self.transform.image(image))[None])
+
+
+def load_scorer(
+    path: Path, *, weights: Weights | None = None, device: str = "cpu", precision: str | None = None
+) -> Scorer:
+    """A model from any file: an exported one, which takes no torch, where the suffix is `.onnx`, else a detector.
+
+    Raises:
+        PadimError: as `Runtime.load`, or as `padim.detectors.registry.load`.
+    """
+    if path.suffix.lower() == ".onnx":
+        return Runtime.load(path)
+    return load(path, weights=weights, device=device, precision=precision)
 
 
 def _parsed(header: dict[str, Any]) -> dict[str, Any]:

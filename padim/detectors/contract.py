@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import padim
 from padim.backbones import Weights
 from padim.calibration import PIXEL_RATES, Calibration
 from padim.config import FALSE_ALARM_RATE, BaseConfig
@@ -24,7 +23,8 @@ from padim.storage import modelfile
 from padim.storage.provenance import Provenance
 from padim.storage.tensorfile import take
 from padim.system.device import find_device, full_float32
-from padim.system.progress import Report, silent
+from padim.system.progress import OnProgress, silent
+from padim.version import __version__
 
 # Images `[n, 3, h, w]` in batches; of a pair like those that a `DataLoader` gives, the first entry is taken.
 Batches = Iterable[Tensor | Sequence[Tensor]]
@@ -39,7 +39,6 @@ class Detector(nn.Module, ABC):
     Attributes:
         configuration: the class of its configuration.
         has_maps: whether it gives anomaly maps, or image scores only.
-        refused: options of a fit that the method does not have, and what to say of them.
         embedded: what the keys of the backbone's weights begin with in a model file.
         config: the protocol.
         device: where it computes.
@@ -49,7 +48,6 @@ class Detector(nn.Module, ABC):
 
     configuration: ClassVar[type[BaseConfig]]
     has_maps: ClassVar[bool]
-    refused: ClassVar[Mapping[str, str]] = {}
     embedded: ClassVar[str]
     config: BaseConfig
 
@@ -74,7 +72,7 @@ class Detector(nn.Module, ABC):
         super().__init__()
         self.config = config or self.configuration()
         self.device = find_device(device)
-        self.provenance = Provenance("", 0, FALSE_ALARM_RATE, "", padim.__version__)
+        self.provenance = Provenance("", 0, FALSE_ALARM_RATE, "", __version__)
         self.calibration: Calibration | None = None
 
     @property
@@ -89,7 +87,7 @@ class Detector(nn.Module, ABC):
         options: FitOptions = FitOptions(),
         *,
         tests: Iterable[tuple[Tensor, Tensor]] = (),
-        progress: Report = silent,
+        progress: OnProgress = silent,
     ) -> FitResult:
         """Learn what normal images look like.
 
@@ -123,9 +121,9 @@ class Detector(nn.Module, ABC):
     @classmethod
     def check(cls, options: FitOptions) -> None:
         """Raise a PadimError for an option that the method refuses."""
-        for name, reason in cls.refused.items():
+        for name, reason in cls.configuration.refused.items():
             if getattr(options, name) != getattr(FitOptions, name):
-                raise PadimError(reason)
+                raise PadimError(f"{name}: {reason}")
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Scores[Tensor]:
@@ -207,7 +205,7 @@ class Detector(nn.Module, ABC):
         detector.provenance = provenance
         return detector
 
-    def _was_fitted(self, images: int, options: FitOptions) -> None:
+    def note_fit(self, images: int, options: FitOptions) -> None:
         """Note what the model will say of itself."""
         before = self.provenance if options.update else Provenance("", 0, FALSE_ALARM_RATE, "", "")
         self.provenance = dataclasses.replace(

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from padim.config import BaseConfig, Config, read_toml
-from padim.cutpaste.config import CutPasteConfig
 from padim.errors import PadimError
 
 if TYPE_CHECKING:
     from padim.backbones import Weights
     from padim.detectors.contract import Detector
-    from padim.detectors.scores import Scorer
 
-CONFIGURATIONS: dict[str, type[BaseConfig]] = {config.method: config for config in (Config, CutPasteConfig)}
+# Method -> its configuration, which is cheap to import, and its detector, which is imported when it is needed.
+_METHODS = {
+    "padim": ("padim.config:Config", "padim.model:Padim"),
+    "cutpaste": ("padim.cutpaste.config:CutPasteConfig", "padim.cutpaste.model:CutPaste"),
+}
 
-# Method -> module and class of its detector, which are imported when they are needed.
-_DETECTORS = {"padim": ("padim.model", "Padim"), "cutpaste": ("padim.cutpaste.model", "CutPaste")}
+CONFIGURATIONS: dict[str, type[BaseConfig]] = {method: resolve_name(config) for method, (config, _) in _METHODS.items()}
 
 
 def configuration(values: Mapping[str, Any]) -> type[BaseConfig]:
@@ -49,8 +50,7 @@ def read_config(path: Path) -> BaseConfig:
 
 def detector_class(method: str) -> type[Detector]:
     """The class of a method's detector."""
-    module, name = _DETECTORS[method]
-    found: type[Detector] = getattr(import_module(module), name)
+    found: type[Detector] = resolve_name(_METHODS[method][1])
     return found
 
 
@@ -76,21 +76,6 @@ def new_detector(config: BaseConfig, *, weights: Weights | None = None, device: 
         PadimError: the weights can't be read or don't fit, or torch finds no such device.
     """
     return detector_class(config.method)(config, weights=weights, device=device)
-
-
-def load_scorer(
-    path: Path, *, weights: Weights | None = None, device: str = "cpu", precision: str | None = None
-) -> Scorer:
-    """A fitted detector from its file, or an exported model, which takes no torch, from a file with suffix `.onnx`.
-
-    Raises:
-        PadimError: as `load`, or as `padim.deploy.runtime.Runtime.load`.
-    """
-    if path.suffix.lower() != ".onnx":
-        return load(path, weights=weights, device=device, precision=precision)
-    from padim.deploy.runtime import Runtime
-
-    return Runtime.load(path)
 
 
 def load(path: Path, *, weights: Weights | None = None, device: str = "cpu", precision: str | None = None) -> Detector:

@@ -15,7 +15,7 @@ Array = TypeVar("Array")
 
 
 class Scores(NamedTuple, Generic[Array]):
-    """What a batch of n images scores; 0 is the mean of the normal images, and higher is more anomalous.
+    """What a batch of n images scores: the higher, the more anomalous.
 
     Attributes:
         images: image scores `[n]`.

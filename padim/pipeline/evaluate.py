@@ -12,9 +12,9 @@ from padim.data.loader import ImageLoader
 from padim.data.transform import Transform
 from padim.detectors.scores import Scorer
 from padim.errors import PadimError
-from padim.evaluation.evaluate import Evaluation, evaluate
+from padim.evaluation.category import Evaluation, evaluate
 from padim.storage.files import write_json
-from padim.system.progress import Report, silent, tracked
+from padim.system.progress import OnProgress, silent, tracked
 
 
 def evaluate_category(
@@ -27,7 +27,7 @@ def evaluate_category(
     workers: int = 1,
     strict: bool = False,
     report: bool = False,
-    progress: Report = silent,
+    progress: OnProgress = silent,
 ) -> Evaluation:
     """Score the test images of a category and measure how well their defects are found.
 

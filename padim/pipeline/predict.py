@@ -18,7 +18,7 @@ from padim.data.transform import Box, Transform
 from padim.detectors.scores import Scorer
 from padim.errors import PadimError
 from padim.evaluation.regions import Region, anomalous_regions
-from padim.system.progress import Report, silent, tracked
+from padim.system.progress import OnProgress, silent, tracked
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def predict(
     batch_size: int | None = None,
     workers: int = 1,
     strict: bool = False,
-    progress: Report = silent,
+    progress: OnProgress = silent,
 ) -> Generator[Prediction]:
     """Score images, in their order; those that can't be read come last, with their `problem`.
 

@@ -17,7 +17,7 @@ from padim.calibration import Thresholds
 from padim.config import BaseConfig
 from padim.data.items import Category, Item
 from padim.data.layouts import EXPECTED
-from padim.data.loader import ImageLoader, batched, stack
+from padim.data.loader import ImageLoader, as_tensor, batched
 from padim.data.transform import Transform
 from padim.detectors.contract import Detector
 from padim.detectors.options import FitOptions, FitResult
@@ -26,7 +26,7 @@ from padim.errors import PadimError
 from padim.storage.files import check_writable, write_json
 from padim.system import distributed
 from padim.system.machine import peak_memory
-from padim.system.progress import Report, silent, tracked
+from padim.system.progress import OnProgress, silent, tracked
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def train_category(
     weights: Weights | None = None,
     device: str = "cpu",
     strict: bool = False,
-    update: Path | None = None,
+    update_from: Path | None = None,
     tests: Sequence[Item] = (),
     make: Callable[..., Detector] = new_detector,
-    progress: Report = silent,
+    progress: OnProgress = silent,
 ) -> TrainResult:
     """Fit a detector to the training images of a category, and write it to `OUTPUT/CATEGORY/model.safetensors`.
 
@@ -92,11 +92,12 @@ def train_category(
         category: the images.
         config: the protocol.
         output: folder of the models; None writes nothing.
-        options: how the fit is run and what its file carries.
+        options: how the fit is run and what its file carries; `category`, `folder` and `update` follow from the
+            other arguments.
         weights: of the backbone, as state dict or file; by default the published ones are downloaded.
         device: where to compute, in torch's terms.
         strict: whether the first unreadable image is an error; else it is skipped and counted.
-        update: a model file that is to take in the images, with its own configuration.
+        update_from: a model file that is to take in the images, with its own configuration.
         tests: labelled images, for a configuration that chooses its weights by them.
         make: gives the unfitted detector of a configuration.
         progress: is told how far it has come.
@@ -114,11 +115,17 @@ def train_category(
     loader = ImageLoader(
         distributed.share(category.train), transform, workers=options.workers, strict=strict
     ).start()  # while the network is built
-    detector = load(update, weights=weights, device=device) if update else make(config, weights=weights, device=device)
+    detector = (
+        load(update_from, weights=weights, device=device)
+        if update_from
+        else make(config, weights=weights, device=device)
+    )
     earlier = detector.provenance.images
-    options = dataclasses.replace(options, category=category.name, folder=folder, update=update is not None)
+    options = dataclasses.replace(options, category=category.name, folder=folder, update=update_from is not None)
     labelled = _labelled(ImageLoader(tests, transform, workers=options.workers), config.batch_size)
-    fit = detector.fit(Batches(loader, category.name, config, progress), options, tests=labelled, progress=progress)
+    fit = detector.fit(
+        LoaderBatches(loader, category.name, config, progress), options, tests=labelled, progress=progress
+    )
     skipped = distributed.total(loader.skipped)
     path = None
     if folder and distributed.rank() == 0:
@@ -138,14 +145,14 @@ def train_category(
     return result
 
 
-class Batches:
+class LoaderBatches:
     """The images of a loader in batches `[n, 3, h, w]`, which can be gone through again.
 
     Attributes:
         passes: how often they were gone through.
     """
 
-    def __init__(self, loader: ImageLoader, name: str, config: BaseConfig, progress: Report) -> None:
+    def __init__(self, loader: ImageLoader, name: str, config: BaseConfig, progress: OnProgress) -> None:
         self._loader, self._name, self._size, self._progress = loader, name, config.batch_size, progress
         self.passes = 0
 
@@ -155,10 +162,10 @@ class Batches:
     def __iter__(self) -> Iterator[Tensor]:
         self.passes += 1
         what = self._name if self.passes == 1 else f"{self._name}, calibration"
-        return map(stack, batched(tracked(self._loader, what, self._progress), self._size))
+        return map(as_tensor, batched(tracked(self._loader, what, self._progress), self._size))
 
 
 def _labelled(loader: ImageLoader, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of images `[n, 3, h, w]`, and whether each is anomalous `[n]`, read when they are asked for."""
     for batch in batched(loader, size):
-        yield stack(batch), torch.tensor([sample.item.anomalous for sample in batch])
+        yield as_tensor(batch), torch.tensor([sample.item.anomalous for sample in batch])

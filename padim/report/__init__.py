@@ -1,1 +1,0 @@
-"""What people look at: overlays and panels of anomaly maps."""

@@ -16,7 +16,7 @@ from PIL import Image
 
 from padim.data.items import GOOD
 from padim.detectors.scores import Scorer
-from padim.evaluation.evaluate import Evaluation, ImageResult
+from padim.evaluation.category import Evaluation, ImageResult
 from padim.evaluation.metrics import Curve, Floats, Metrics, pro_curve
 from padim.report.colours import ColourScale
 from padim.report.figures import as_svg, embedding_figure, histogram_figure, pro_figure, roc_figure, save_figure
@@ -159,7 +159,7 @@ def write_report(folder: Path, evaluation: Evaluation, scorer: Scorer) -> None:
         thresholds.threshold if calibrated else metrics.image_f1_threshold,
         thresholds.pixel_threshold if calibrated else metrics.pixel_f1_threshold,
         scale,
-        f"{note} Note: {evaluation.remark}." if evaluation.remark else note,
+        f"{note} {evaluation.remark[0].upper()}{evaluation.remark[1:]}." if evaluation.remark else note,
     )
     write_text(folder / "report.html", page)
 

@@ -23,7 +23,7 @@ from padim.gaussian.shared import Gaussian
 from padim.model import Padim
 from padim.scoring import AnomalyMap, image_scores
 from padim.system.device import full_float32
-from padim.system.progress import Report, silent
+from padim.system.progress import OnProgress, silent
 from padim.tiles import Tiling
 
 
@@ -41,12 +41,12 @@ class _AllChannels(Padim):
         options: FitOptions = FitOptions(),
         *,
         tests: Iterable[tuple[Tensor, Tensor]] = (),  # noqa: ARG002 (nothing is chosen by them)
-        progress: Report = silent,  # noqa: ARG002 (there are no steps beyond the batches)
+        progress: OnProgress = silent,  # noqa: ARG002 (there are no steps beyond the batches)
     ) -> FitResult:
         """As `Padim.fit`, without calibration."""
         with full_float32(self.device):
             images = self._fit(self._features_of(batches))
-        self._was_fitted(images, options)
+        self.note_fit(images, options)
         return FitResult(images)
 
     @abstractmethod

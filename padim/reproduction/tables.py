@@ -5,10 +5,17 @@ from __future__ import annotations
 import csv
 import html
 import io
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from padim.reproduction.experiments import Cell, TableRow
-from padim.reproduction.published import source
+from padim.reproduction import published
+
+# Column of a table -> figure of `padim.evaluation.metrics.Metrics`.
+METRICS = {"image": "image_auroc", "pixel": "pixel_auroc", "aupro": "aupro"}
+
+COUNTS = ("images", "skipped", "unmasked")
 
 _NAMES = {"image": "image AUROC", "pixel": "pixel AUROC", "aupro": "AUPRO 0.3"}
 
@@ -16,6 +23,104 @@ _STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; }
 table { border-collapse: collapse; margin-bottom: 2rem; }
 th, td { padding: 0.2rem 0.8rem; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of a table, in 0..1, each None where there is none.
+
+    Attributes:
+        mean: over the seeds.
+        deviation: standard deviation over the seeds, where there are several.
+        published: what was published for it.
+        difference: `mean - published`, where both are of the same images.
+    """
+
+    mean: float | None
+    deviation: float | None
+    published: float | None
+    difference: float | None
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A category or a group of them in a table.
+
+    Attributes:
+        name: what it is called.
+        images: how many test images it has; with what could not be used, if anything.
+        cells: the figures, by the names of `METRICS`.
+    """
+
+    name: str
+    images: str
+    cells: dict[str, Cell]
+
+
+def table(experiment: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[TableRow]:
+    """The rows of an experiment, as in the paper: textures, objects, and the groups below.
+
+    Args:
+        experiment: its name.
+        results: the figures of each category, one entry per seed, equally many for each.
+    """
+    known = published.GROUPS["all"]
+    order = [name for name in known if name in results] + sorted(set(results) - set(known))
+    rows = []
+    for name in order:
+        truth = {metric: published.category_figure(experiment, metric, name) for metric in METRICS}
+        cells = {metric: _cell([results[name]], metric, truth[metric], True) for metric in METRICS}
+        rows.append(TableRow(name, _images([results[name]]), cells))
+    for group, members in published.GROUPS.items():
+        there = tuple(name for name in members if name in results)
+        if there:
+            rows.append(_group_row(experiment, group, there, results))
+    if set(results) - set(known):
+        every = [results[name] for name in order]
+        cells = {metric: _cell(every, metric, None, False) for metric in METRICS}
+        rows.append(TableRow(f"mean of these {len(order)}", _images(every), cells))
+    return rows
+
+
+def _group_row(
+    experiment: str, group: str, there: tuple[str, ...], results: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> TableRow:
+    """The mean over the categories of a group that there are, beside what was published for the same ones."""
+    whole = len(there) == len(published.GROUPS[group])
+    members = [results[name] for name in there]
+    cells = {}
+    for metric in METRICS:
+        same = published.group_figure(experiment, metric, group) if whole else None
+        same = same or published.mean_figure(experiment, metric, there)
+        shown = same or published.group_figure(experiment, metric, group)
+        cells[metric] = _cell(members, metric, shown, same is not None)
+    count = "" if whole else f" ({len(there)} of {len(published.GROUPS[group])})"
+    return TableRow(f"{group}{count}", _images(members), cells)
+
+
+def _images(results: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """`83`, or `80 (3 skipped, 1 without mask)`."""
+    first = [seeds[0] for seeds in results]
+    counts = {name: sum(figures[name] for figures in first) for name in COUNTS}
+    named = {"skipped": counts["skipped"], "without mask": counts["unmasked"]}
+    problems = ", ".join(f"{count} {name}" for name, count in named.items() if count)
+    return f"{counts['images']} ({problems})" if problems else str(counts["images"])
+
+
+def _cell(results: Sequence[Sequence[Mapping[str, Any]]], metric: str, truth: float | None, comparable: bool) -> Cell:
+    """The mean over categories, then mean and deviation over seeds; none where a category has no figure."""
+    figures = [[entry[METRICS[metric]] for entry in seed] for seed in zip(*results, strict=True)]
+    if any(figure is None for seed in figures for figure in seed):
+        return Cell(None, None, truth, None)
+    by_seed = [statistics.mean(seed) for seed in figures]
+    mean = statistics.mean(by_seed)
+    return Cell(
+        mean,
+        statistics.stdev(by_seed) if len(by_seed) > 1 else None,
+        truth,
+        mean - truth if comparable and truth is not None else None,
+    )
+
 
 Tables = Mapping[str, Sequence[TableRow]]
 
@@ -65,7 +170,7 @@ def as_rows(rows: Sequence[TableRow]) -> list[list[str]]:
 
 
 def _caption(experiment: str) -> list[str]:
-    where = source(experiment)
+    where = published.source(experiment)
     return [f"Published: {where}.", ""] if where else []
 
 

@@ -8,7 +8,7 @@ Of PaDiM, whose levels are counted from the coarsest, 0:
 | `channels`         | [d], int64             | channels drawn from the joined levels, in drawn order |
 | `mean.I`           | [cells_I, d_I, 1]      | mean of level I, cells in the order of the pyramid    |
 | `factor.I.J`       | [cells_I, d_I, d_J]    | block of the Cholesky factor, inverted where J = I    |
-| `moments.shift.I`  | [cells_I, d_I, 1]      | with --keep-moments: see `padim.gaussian.shared.Moments`     |
+| `moments.shift.I`  | [cells_I, d_I, 1]      | with --keep-moments: see `padim.gaussian.moments`     |
 | `moments.total.I`  | [cells_I, d_I, 1]      | the same                                              |
 | `moments.second.I.J` | [cells_I, d_I, d_J]  | the same                                              |
 | `backbone.KEY`     | as in the architecture | weights up to the last used layer, unless left out    |

@@ -80,7 +80,7 @@ def total(count: int) -> int:
 
 
 def sum_up(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors by their sums over all processes."""
+    """Replace tensors by their sums over all processes, in place."""
     if processes() == 1:
         return
     with _talking():
@@ -89,7 +89,7 @@ def sum_up(tensors: Iterable[Tensor]) -> None:
 
 
 def exchange(tensors: Sequence[Tensor], count: int) -> None:
-    """Give all processes what each has made: its `portion` of the rows of every tensor, in units of `1 / count`."""
+    """Give all processes what each has made, in place: its `portion` of the rows of every tensor, in `count` parts."""
     if processes() == 1:
         return
     for number in range(processes()):
@@ -101,14 +101,14 @@ def exchange(tensors: Sequence[Tensor], count: int) -> None:
 
 
 def gathered(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The finite values `[n]` of all processes in one array, whatever number each has."""
+    """The values `[n]` of all processes in a new array, whatever number each has; they are never NaN."""
     if processes() == 1:
         return values
     own = torch.from_numpy(values).to(_device())
     longest = torch.tensor(len(own), device=_device())
     with _talking():
         dist.all_reduce(longest, dist.ReduceOp.MAX)
-        padded = own.new_full((int(longest),), torch.nan)
+        padded = own.new_full((int(longest),), torch.nan)  # all processes have to send equally many
         padded[: len(own)] = own
         everyone = [torch.empty_like(padded) for _ in range(processes())]
         dist.all_gather(everyone, padded)
@@ -118,7 +118,7 @@ def gathered(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def summed(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The sum of counts over all processes."""
+    """The sums of counts over all processes, as a new array."""
     tensor = torch.from_numpy(counts).to(_device())
     sum_up([tensor])
     return tensor.cpu().numpy()

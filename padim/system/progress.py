@@ -29,7 +29,7 @@ class Progress:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-Report = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
 def silent(progress: Progress) -> None:
@@ -40,7 +40,7 @@ class Source(Sized, Iterable[T_co], Protocol[T_co]):
     """What can be counted and gone through."""
 
 
-def tracked(items: Source[T], what: str, report: Report) -> Iterator[T]:
+def tracked(items: Source[T], what: str, report: OnProgress) -> Iterator[T]:
     """The items, of which the callback is told as they pass by."""
     report(Progress(what, 0, len(items)))
     for number, item in enumerate(items, 1):

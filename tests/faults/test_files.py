@@ -20,7 +20,7 @@ from padim import model as padim_model
 from padim.data.loader import ImageLoader
 from padim.deploy.runtime import Runtime
 from padim.detectors.scores import Scores
-from padim.pipeline.train import Batches
+from padim.pipeline.train import LoaderBatches
 
 
 @pytest.fixture
@@ -121,14 +121,14 @@ def test_an_image_that_goes_between_the_two_passes(data_root, weights_file, tmp_
     root = tmp_path / "texture"
     shutil.copytree(data_root / "texture", root)
     monkeypatch.setattr(padim_model, "KEPT_IMAGES", 0)
-    go = Batches.__iter__
+    go = LoaderBatches.__iter__
 
     def lose_one(batches):
         if batches.passes == 1:
             (root / "train/good/003.png").unlink()
         return go(batches)
 
-    monkeypatch.setattr(Batches, "__iter__", lose_one)
+    monkeypatch.setattr(LoaderBatches, "__iter__", lose_one)
     where = ["--data", tmp_path, "--weights", weights_file, "--output", tmp_path]
     result = run("train", *SMALL, *where, "--json")
     assert (result.code, result.err.count("\n"), "003.png" in result.err) == (0, 1, True)

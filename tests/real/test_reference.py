@@ -14,7 +14,7 @@ from scipy.spatial.distance import mahalanobis
 
 from padim import Config, Padim
 from padim.data.layouts import find_category
-from padim.data.loader import ImageLoader, stack
+from padim.data.loader import ImageLoader, as_tensor
 from padim.data.transform import Transform
 from padim.gaussian.moments import Moments
 from padim.gaussian.shared import Gaussian
@@ -55,7 +55,7 @@ def test_real_distances_are_numpys_and_scipys_in_float64(shared, merged):
     config = Config()
     model = Padim(config, weights=shared / "weights/resnet18-imagenet-layers1to3.pth")
     items = find_category(shared / "data/mvtec", "grid").train
-    images = stack(list(ImageLoader(items, Transform.of(config), workers=2)))
+    images = as_tensor(list(ImageLoader(items, Transform.of(config), workers=2)))
     parts = [model.features(part) for part in images.split([9, 1, 15])]
     moments = Moments.about([level.mean(dim=2, keepdim=True) for level in parts[0]])
     for part in parts:

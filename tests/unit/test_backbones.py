@@ -6,16 +6,17 @@ import os
 import pickle
 import sys
 import threading
+from pkgutil import resolve_name
 
 import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
-from torchvision.models import ResNet18_Weights
+from torchvision.models import ResNet18_Weights, WeightsEnum
 
 from padim import PadimError
-from padim.backbones import ARCHITECTURES, Backbone, digest, download_weights, read_weights
-from padim.config import BACKBONES
+from padim.architectures import ARCHITECTURES
+from padim.backbones import Backbone, digest, download_weights, read_weights
 from padim.config import LAYERS as ALL_LAYERS
 
 LAYERS = ("layer1", "layer2", "layer3")
@@ -220,6 +221,8 @@ def test_a_download_that_fails_says_what_to_do_instead(hub):
         download_weights("resnet18")
 
 
-def test_the_configuration_offers_the_backbones_and_layers_that_there_are():
-    assert list(ARCHITECTURES) == list(BACKBONES)
-    assert all(tuple(architecture.levels) == ALL_LAYERS for architecture in ARCHITECTURES.values())
+def test_every_architecture_has_every_level_and_what_it_names():
+    for architecture in ARCHITECTURES.values():
+        assert tuple(architecture.levels) == ALL_LAYERS
+        for name in (architecture.build, architecture.weights, architecture.leaves):
+            assert name is None or callable(resolve_name(name)) or isinstance(resolve_name(name), WeightsEnum)

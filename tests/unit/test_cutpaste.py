@@ -29,7 +29,7 @@ from padim.cutpaste.density import GaussianDensity, KernelDensity
 from padim.cutpaste.model import CutPaste
 from padim.cutpaste.network import CutPasteNetwork
 from padim.cutpaste.sspcab import SSPCAB
-from padim.cutpaste.training import Training
+from padim.cutpaste.steps import Training
 from padim.detectors.options import FitOptions
 
 SMALL = CutPasteConfig(

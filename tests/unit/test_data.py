@@ -19,7 +19,7 @@ from padim.config import preset_path
 from padim.data.images import read_image, read_mask
 from padim.data.items import Item, collect_images
 from padim.data.layouts import find_category
-from padim.data.loader import ImageLoader, batched, stack
+from padim.data.loader import ImageLoader, as_tensor, batched
 from padim.data.transform import Box, Transform
 from padim.detectors.registry import read_config
 from padim.errors import ImageError
@@ -235,7 +235,7 @@ def test_samples_come_in_order_with_masks(data_root):
         truth = np.asarray(Image.open(item.mask))[8:56, 8:56] > 0 if item.mask else np.zeros((48, 48), bool)
         assert np.array_equal(sample.mask, truth)
         assert sample.original is None
-    batches = [stack(batch) for batch in batched(samples, 5)]
+    batches = [as_tensor(batch) for batch in batched(samples, 5)]
     assert [len(batch) for batch in batches] == [5, 5, 4]
     assert np.array_equal(torch.cat(batches)[3].permute(1, 2, 0), samples[3].image)
 

@@ -14,8 +14,8 @@ from padim.data.layouts import find_category
 from padim.detectors.registry import new_detector
 from padim.reproduction import published
 from padim.reproduction.ablations import PcaPadim, SumOfMaps
-from padim.reproduction.experiments import Experiment, Run, ablation, ablations, preset, table
-from padim.reproduction.tables import as_csv, as_html, as_markdown
+from padim.reproduction.experiments import Experiment, Run, ablation, ablations, preset
+from padim.reproduction.tables import as_csv, as_html, as_markdown, table
 
 
 def figures(image, pixel=0.9, aupro=0.8):

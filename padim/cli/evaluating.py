@@ -14,7 +14,7 @@ from padim.cli.tables import aligned
 if TYPE_CHECKING:
     from padim.data.items import Category
     from padim.detectors.scores import Scorer
-    from padim.system.progress import Report
+    from padim.system.progress import OnProgress
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _WITHOUT_MEAN = ("pixel_f1_threshold", "image_f1_threshold", "threshold")
 
 
 def evaluated(
-    scorer: Scorer, category: Category, options: argparse.Namespace, progress: Report, batch_size: int | None = None
+    scorer: Scorer, category: Category, options: argparse.Namespace, progress: OnProgress, batch_size: int | None = None
 ) -> dict[str, Any]:
     """Evaluate a category as the options ask for, say what there is to say of it, and give its summary."""
     from padim.pipeline.evaluate import evaluate_category

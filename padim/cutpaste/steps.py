@@ -1,0 +1,193 @@
+"""The training of a CutPaste network, step by step; it can be stopped and taken up again at any of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from padim.cutpaste.augment import view_generator, views
+from padim.cutpaste.config import CutPasteConfig
+from padim.cutpaste.network import CutPasteNetwork
+from padim.errors import PadimError
+from padim.system.device import autocast
+from padim.system.machine import lower_priority
+
+# Batches that are being made while one is learned from.
+_AHEAD = 2
+
+# What the generator of the order of the images is told apart by from those of their views.
+_ORDER = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known of an update of the weights.
+
+    Attributes:
+        step: its number, from 1.
+        loss: cross entropy plus the weighted error of SSPCAB.
+        sspcab_error: that error.
+        accuracy: share of the images whose class was recognised.
+        learning_rate: what it was.
+        gradient_norm: of all gradients together.
+        images_per_second: augmented images.
+        data_seconds: time spent waiting for them.
+        compute_seconds: time spent on them.
+    """
+
+    step: int
+    loss: float
+    sspcab_error: float
+    accuracy: float
+    learning_rate: float
+    gradient_norm: float
+    images_per_second: float
+    data_seconds: float
+    compute_seconds: float
+
+
+class Training:
+    """Gradient descent with momentum on images and the defects made in them (Li et al. 2021, equation 1).
+
+    All that is drawn at random follows from the seed and the number of the step, so that the state
+    of a run is its weights, their momentum and that number.
+
+    Attributes:
+        network: what is trained.
+        step: how many steps were made.
+    """
+
+    def __init__(self, network: CutPasteNetwork, config: CutPasteConfig, images: NDArray[np.uint8]) -> None:
+        """A run on RGB images `[n, h, w, 3]`, on the device of the network."""
+        self.network = network
+        self.step = 0
+        self._config = config
+        self._images = images
+        self._device = next(network.parameters()).device
+        self._optimizer = torch.optim.SGD(
+            network.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay
+        )
+        halves = config.precision == "fp16" and self._device.type == "cuda"
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=halves)  # or small gradients become 0
+
+    def steps(self, workers: int) -> Iterator[Step]:
+        """Make the steps that are left, with threads that prepare the images.
+
+        Raises:
+            PadimError: a loss or a gradient is not finite.
+        """
+        with ThreadPoolExecutor(workers, initializer=lower_priority) as pool:
+            remaining = iter(range(self.step, self._config.steps))
+            ahead = deque(pool.submit(self._batch, number) for number in islice(remaining, _AHEAD))
+            try:
+                while ahead:
+                    start = time.perf_counter()
+                    batch = ahead.popleft().result()
+                    number = next(remaining, None)
+                    if number is not None:
+                        ahead.append(pool.submit(self._batch, number))
+                    yield self._update(batch, start)
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def learning_rate(self) -> float:
+        """That of the next step: half a cosine down, and in the reference up again."""
+        period = self._config.cosine_steps or self._config.steps
+        return self._config.learning_rate * (1 + math.cos(math.pi * self.step / period)) / 2
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the steps to come depend on, as tensors and as plain values."""
+        tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            momentum = self._optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = momentum
+        return tensors, {"step": self.step, "scaler": self._scaler.state_dict()}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Go on where a run with the same configuration and images was, from its `state`.
+
+        Raises:
+            KeyError, OverflowError, RuntimeError, TypeError, ValueError: it is that of another network, or damaged.
+        """
+        self.network.load_state_dict(
+            {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
+        )
+        for name, parameter in self.network.named_parameters():
+            if f"momentum.{name}" in tensors:
+                momentum = tensors[f"momentum.{name}"].to(parameter.device).view_as(parameter)
+                self._optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(values["scaler"])
+        self.step = int(values["step"])
+        if not 0 <= self.step <= self._config.steps:
+            raise ValueError("step")
+
+    def _batch(self, number: int) -> list[Tensor]:
+        """The images of a step, `[b, 3, h, w]` for each class."""
+        size = self._config.training_batch
+        views_of_each = [self._views(number * size + i) for i in range(size)]
+        return [torch.from_numpy(np.stack(same)).permute(0, 3, 1, 2) for same in zip(*views_of_each, strict=True)]
+
+    def _views(self, index: int) -> list[NDArray[np.uint8]]:
+        """The versions of the image that comes at a place in the order of the whole run."""
+        lap, place = divmod(index, len(self._images))
+        order = np.random.default_rng([self._config.seed, _ORDER, lap]).permutation(len(self._images))
+        image = Image.fromarray(self._images[order[place]])
+        return [np.array(view) for view in views(image, self._config, view_generator(self._config, index))]
+
+    def _update(self, batch: Sequence[Tensor], start: float) -> Step:
+        ready = time.perf_counter()
+        frozen = self.step < self._config.frozen_steps
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(not (frozen and name in self.network.pretrained))
+        rate = self.learning_rate()
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        images = torch.cat([same.to(self._device) for same in batch])
+        labels = torch.arange(len(batch), device=self._device).repeat_interleave(len(batch[0]))
+        with autocast(self._device, self._config.precision):
+            logits, error = self.network(images)
+        loss = F.cross_entropy(logits.float(), labels) + self._config.sspcab_weight * error
+        self._optimizer.zero_grad()
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), math.inf)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self.network.eval()
+        self.step += 1
+        accuracy = (logits.argmax(dim=1) == labels).float().mean()
+        step = Step(
+            self.step,
+            loss.item(),
+            error.item(),
+            accuracy.item(),
+            rate,
+            norm.item(),
+            len(images) / (time.perf_counter() - start),
+            ready - start,
+            time.perf_counter() - ready,
+        )
+        # Half precision skips a step whose gradients overflow, and scales the next one less.
+        if not math.isfinite(step.loss) or not (math.isfinite(step.gradient_norm) or self._scaler.is_enabled()):
+            raise PadimError(
+                f"step {step.step}: the loss is {step.loss:g}, its gradient {step.gradient_norm:g}:"
+                " train with a smaller --learning-rate, or --precision fp32"
+            )
+        return step

@@ -1,8 +1,10 @@
-"""What the tests compare with, and what several of them need: plain forms in float64, and detectors that are fitted."""
+"""What several tests need: detectors that are fitted, moments, and patience with other processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import subprocess
+import time
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +13,8 @@ from padim import FitOptions
 from padim.detectors.contract import Detector
 from padim.gaussian.moments import Moments
 from padim.gaussian.shared import Gaussian
+
+LIMIT = 60.0  # seconds; only for a test that would hang otherwise
 
 AnyDetector = TypeVar("AnyDetector", bound=Detector)
 
@@ -34,3 +38,13 @@ def moments_of(groups: Iterable[list[torch.Tensor]]) -> Moments:
 def factors_of(gaussian: Gaussian) -> list[torch.Tensor]:
     """All blocks of the factors of a Gaussian."""
     return [*gaussian.inverse, *(block for row in gaussian.coupling for block in row)]
+
+
+def until(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> Any:
+    """Wait for what a condition gives, while a process runs."""
+    deadline = time.monotonic() + LIMIT
+    while not (result := condition()):
+        assert process is None or process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline, "it didn't happen"
+        time.sleep(0.02)
+    return result

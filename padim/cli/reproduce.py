@@ -7,11 +7,12 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from padim.architectures import ARCHITECTURES
-from padim.cli.command import USER_ERROR, Parser, command
+from padim.cli.command import USER_ERROR, Parser, command, progress_bars
 from padim.cli.options import add_data_option, pick_device, positive
 from padim.cli.tables import aligned
 from padim.errors import PadimError
@@ -152,18 +153,17 @@ def _runs(
 
 def _execute(runs: Sequence[Run], files: Mapping[str, Path], options: argparse.Namespace) -> int:
     """Do what is not done yet; returns how many runs failed."""
-    from contextlib import closing
-
-    from tqdm import tqdm
-
     from padim.reproduction.jobs import execute, most_jobs
+    from padim.system.progress import Progress
 
     todo = [run for run in runs if run.result() is None]
     device = pick_device(options.device)
     jobs = min(options.jobs or most_jobs(todo, device, cores()), max(1, len(todo)))
     failed = 0
-    with closing(execute(todo, files, device, cores(), jobs, options.backend, options.address)) as outcomes:
-        for run, problem in tqdm(outcomes, desc="runs", total=len(todo), unit="run", disable=None):
+    outcomes = execute(todo, files, device, cores(), jobs, options.backend, options.address)
+    with progress_bars() as progress, closing(outcomes):
+        for done, (run, problem) in enumerate(outcomes, 1):
+            progress(Progress("runs", done, len(todo), "run"))
             if problem:
                 log.error("%s, %s: %s", run.experiment.name, run.category.name, problem)
                 failed += 1

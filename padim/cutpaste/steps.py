@@ -91,14 +91,14 @@ class Training:
         """
         with ThreadPoolExecutor(workers, initializer=lower_priority) as pool:
             remaining = iter(range(self.step, self._config.steps))
-            ahead = deque(pool.submit(self._batch, number) for number in islice(remaining, _AHEAD))
+            ahead = deque(pool.submit(self.batch, number) for number in islice(remaining, _AHEAD))
             try:
                 while ahead:
                     start = time.perf_counter()
                     batch = ahead.popleft().result()
                     number = next(remaining, None)
                     if number is not None:
-                        ahead.append(pool.submit(self._batch, number))
+                        ahead.append(pool.submit(self.batch, number))
                     yield self._update(batch, start)
             finally:
                 for future in ahead:
@@ -137,13 +137,13 @@ class Training:
         if not 0 <= self.step <= self._config.steps:
             raise ValueError("step")
 
-    def _batch(self, number: int) -> list[Tensor]:
+    def batch(self, number: int) -> list[Tensor]:
         """The images of a step, `[b, 3, h, w]` for each class."""
         size = self._config.training_batch
-        views_of_each = [self._views(number * size + i) for i in range(size)]
+        views_of_each = [self.views_of(number * size + i) for i in range(size)]
         return [torch.from_numpy(np.stack(same)).permute(0, 3, 1, 2) for same in zip(*views_of_each, strict=True)]
 
-    def _views(self, index: int) -> list[NDArray[np.uint8]]:
+    def views_of(self, index: int) -> list[NDArray[np.uint8]]:
         """The versions of the image that comes at a place in the order of the whole run."""
         lap, place = divmod(index, len(self._images))
         order = np.random.default_rng([self._config.seed, _ORDER, lap]).permutation(len(self._images))

@@ -21,7 +21,7 @@ from padim.data.loader import ImageLoader, as_tensor, batched
 from padim.data.transform import Transform
 from padim.detectors.contract import Detector
 from padim.detectors.options import FitOptions, FitResult
-from padim.detectors.registry import load, new_detector
+from padim.detectors.registry import load, model_config, new_detector
 from padim.errors import PadimError
 from padim.storage.files import check_writable, write_json
 from padim.system import distributed
@@ -111,21 +111,19 @@ def train_category(
     folder = Path(output, category.name) if output is not None else None
     if folder:
         check_writable(folder)
+    config = model_config(update_from) if update_from else config
     transform = Transform.of(config)
-    loader = ImageLoader(
-        distributed.share(category.train), transform, workers=options.workers, strict=strict
-    ).start()  # while the network is built
-    detector = (
-        load(update_from, weights=weights, device=device)
-        if update_from
-        else make(config, weights=weights, device=device)
-    )
+    loader = ImageLoader(distributed.share(category.train), transform, workers=options.workers, strict=strict)
+    loader.start()  # while the network is built
+    if update_from:
+        detector = load(update_from, weights=weights, device=device)
+    else:
+        detector = make(config, weights=weights, device=device)
     earlier = detector.provenance.images
     options = dataclasses.replace(options, category=category.name, folder=folder, update=update_from is not None)
     labelled = _labelled(ImageLoader(tests, transform, workers=options.workers), config.batch_size)
-    fit = detector.fit(
-        LoaderBatches(loader, category.name, config, progress), options, tests=labelled, progress=progress
-    )
+    batches = LoaderBatches(loader, category.name, config, progress)
+    fit = detector.fit(batches, options, tests=labelled, progress=progress)
     skipped = distributed.total(loader.skipped)
     path = None
     if folder and distributed.rank() == 0:

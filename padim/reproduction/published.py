@@ -24,24 +24,25 @@ GROUPS = {"textures": TEXTURES, "objects": OBJECTS, "all": TEXTURES + OBJECTS}
 
 
 @cache
-def _experiments() -> dict[str, dict[str, Any]]:
+def experiments() -> dict[str, dict[str, Any]]:
+    """The published figures of every experiment, by its name: source, and metric -> category -> figure."""
     return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 def source(experiment: str) -> str | None:
     """Where an experiment's figures were published; None if they weren't."""
-    return _experiments().get(experiment, {}).get("source")
+    return experiments().get(experiment, {}).get("source")
 
 
 def category_figure(experiment: str, metric: str, category: str) -> float | None:
     """The published figure of a category, in 0..1; metrics are `image`, `pixel` and `aupro`."""
-    figure: float | None = _experiments().get(experiment, {}).get(metric, {}).get(category)
+    figure: float | None = experiments().get(experiment, {}).get(metric, {}).get(category)
     return figure
 
 
 def group_figure(experiment: str, metric: str, group: str) -> float | None:
     """The published figure of a whole group, or the plain mean of those of its categories."""
-    figures = _experiments().get(experiment, {}).get(metric, {})
+    figures = experiments().get(experiment, {}).get(metric, {})
     if group in figures:
         return float(figures[group])
     return mean_figure(experiment, metric, GROUPS[group])

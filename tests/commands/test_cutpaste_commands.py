@@ -11,8 +11,8 @@ import sys
 import tomllib
 
 import pytest
+from oracles import LIMIT, until
 from PIL import Image
-from test_watch import LIMIT, until
 
 from padim.reproduction import experiments as reproduce
 
@@ -148,7 +148,7 @@ def test_wrong_options_are_one_line(data_root, weights_file, run, tmp_path, opti
 def test_padim_has_nothing_to_resume(data_root, weights_file, run, tmp_path):
     where = ["--category", "texture", "--data", data_root, "--weights", weights_file, "--output", tmp_path]
     result = run("train", *where, "--resize", 64, "--crop", 64, "--resume")
-    assert (result.code, "--resume is an option of the method cutpaste, and this is padim" in result.err) == (2, True)
+    assert (result.code, "--resume: padim fits in one pass: there is nothing to resume" in result.err) == (2, True)
 
 
 @pytest.mark.parametrize("preset", ["normal", "scar", "union", "3way", "3way-sspcab", "3way-sspcab-paper"])

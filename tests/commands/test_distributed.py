@@ -12,8 +12,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from oracles import LIMIT, until
 from PIL import Image
-from test_watch import LIMIT, until
 
 from padim import Padim
 

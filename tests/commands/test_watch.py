@@ -12,20 +12,10 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from oracles import LIMIT, until
 
 from padim import PadimError
 from padim.deploy.stream import Record, Stamp, Watch
-
-LIMIT = 60.0  # seconds; only for a test that would hang otherwise
-
-
-def until(condition, process=None):
-    deadline = time.monotonic() + LIMIT
-    while not (result := condition()):
-        assert process is None or process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline, "it didn't happen"
-        time.sleep(0.02)
-    return result
 
 
 @pytest.fixture(scope="module")

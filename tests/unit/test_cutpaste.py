@@ -260,7 +260,7 @@ def test_a_step_is_torchs_gradient_descent():
     config = dataclasses.replace(SMALL, jitter=0.0, sspcab="before-layer4", sspcab_weight=0.5, weight_decay=0.1)
     network, twin = CutPasteNetwork(config), CutPasteNetwork(config)
     training = Training(network, config, images())
-    parts = training._batch(0)
+    parts = training.batch(0)
     (step,) = itertools.islice(training.steps(1), 1)
     twin.train()
     logits, error = twin(torch.cat(parts))
@@ -319,7 +319,7 @@ def test_embeddings_that_are_not_finite_stop_the_training():
 
 def test_every_image_comes_once_before_any_comes_again():
     training = Training(CutPasteNetwork(SMALL), dataclasses.replace(SMALL, jitter=0.0), images())
-    seen = [training._views(index)[0] for index in range(12)]
+    seen = [training.views_of(index)[0] for index in range(12)]
     for lap in (seen[:6], seen[6:]):
         assert sorted(view.tobytes() for view in lap) == sorted(image.tobytes() for image in images())
     assert [view.tobytes() for view in seen[:6]] != [view.tobytes() for view in seen[6:]]

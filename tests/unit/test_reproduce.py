@@ -33,7 +33,7 @@ def test_published_figures_and_their_groups():
 
 
 def test_every_published_experiment_can_be_run():
-    for name in published._experiments():
+    for name in published.experiments():
         assert name in ablations() or preset(name).name == name
     for name in ablations():
         assert published.source(name.removesuffix("-r18")) or name == "pca200"

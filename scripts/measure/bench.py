@@ -1,10 +1,10 @@
-"""The benchmark: this project beside what people could use instead, on the same images and weights.
+"""The benchmark: this project beside its alternatives, on the same images and weights.
 
     python scripts/measure/bench.py --data ROOT --weights FILE [--runs 3] [--anomalib PYTHON] [--output FILE.json]
 
-Every contender of `contenders.py` and every stage of `stages.py` runs in a process of its own, in
-turn, and medians are reported. `--anomalib` is the Python of an environment with anomalib in it.
-Prints Markdown; `--output` keeps every single run as JSON.
+Every contender of `contenders.py` and every stage of `stages.py` runs in a process of its own, in turn, and medians are
+reported. `--anomalib` is the Python of an environment with anomalib in it. The script prints Markdown; `--output` keeps
+every single run as JSON.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _json(python: Path, script: str, *arguments: str) -> dict[str, float]:
-    """What a script of this folder prints last."""
+    """The last line that a script of this folder prints."""
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parents[1])}
     command = [python, SCRIPTS / script, *arguments]
     with tempfile.TemporaryDirectory() as scratch:  # some contenders litter their working folder
@@ -71,7 +71,7 @@ def _json(python: Path, script: str, *arguments: str) -> dict[str, float]:
 
 
 def _start(inputs: list[str]) -> dict[str, float]:
-    """Seconds until the commands answer, and memory that the libraries take by themselves."""
+    """The seconds until the commands answer, and the memory that the libraries take by themselves."""
     seconds = {f"padim-{name} --help": _seconds("-m", f"padim.cli.{name}", "--help") for name in COMMANDS}
     printed = subprocess.run([sys.executable, "-c", IMPORTS], check=True, stdout=subprocess.PIPE).stdout
     with tempfile.TemporaryDirectory() as scratch:

@@ -2,7 +2,7 @@
 
     python scripts/measure/calibration.py --data ROOT --weights FILE
 
-Prints Markdown. The first table needs MVTec AD's bottle and grid and ResNet18, the second one neither.
+The script prints Markdown. The first table needs MVTec AD's bottle and grid and ResNet18, the second one neither.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numerics import gaussian_of
 
 from padim import Config, Padim
 from padim.config import preset_path
 from padim.data.layouts import find_category
-from padim.data.loader import ImageLoader, batched, stack
+from padim.data.loader import ImageLoader, as_tensor, batched
 from padim.data.synth import SCENES, synthesize
 from padim.data.transform import Transform
 from padim.detectors.registry import read_config
-from padim.gaussian.shared import Gaussian, Moments
 
-REFITTED = 12  # images that are left out in earnest
+REFITTED = 12  # images for which the model is fitted again without them
 
 
 def main() -> None:
@@ -43,42 +43,38 @@ def main() -> None:
 
 @torch.no_grad()
 def refitting(options: argparse.Namespace, category: str, count: int) -> tuple[float, float, float]:
-    """Relative errors of the squared distances of left-out images, and what they are without leaving out."""
+    """The mean and the largest relative error of squared leave-one-out distances, and in-sample distances over them."""
     config = Config()
     model = Padim(config, weights=options.weights)
     items = find_category(options.data, category).train[:count]
     samples = ImageLoader(items, Transform.of(config), workers=2)
-    batches = [model.features(stack(batch)) for batch in batched(samples, config.batch_size)]
+    batches = [model.features(as_tensor(batch)) for batch in batched(samples, config.batch_size)]
     features = [torch.cat(level, dim=2) for level in zip(*batches, strict=True)]
-    fitted = gaussian(features)
-    closed = fitted.left_out_distances(features, count, config.epsilon)
-    in_sample = fitted.squared_distances(features)
+    gaussian = gaussian_of([features])
+    closed = gaussian.leave_one_out_distances(features, count, config.epsilon)
+    in_sample = gaussian.squared_distances(features)
     errors, shares = [], []
     for left_out in range(0, count, max(1, count // REFITTED)):
         kept = [number for number in range(count) if number != left_out]
         alone = [level[:, :, left_out : left_out + 1].double() for level in features]
-        truth = gaussian([level[:, :, kept].double() for level in features]).squared_distances(alone)[:, 0]
+        others = [level[:, :, kept].double() for level in features]
+        truth = gaussian_of([others]).squared_distances(alone)[:, 0]
         errors.append((closed[:, left_out] - truth).abs() / truth)
         shares.append(in_sample[:, left_out] / truth)
     found = torch.cat(errors)
     return found.mean().item(), found.max().item(), torch.cat(shares).mean().item()
 
 
-def gaussian(features: list[torch.Tensor]) -> Gaussian:
-    moments = Moments.about(features)
-    moments.update(features)
-    return Gaussian.fit(moments, Config().epsilon)
-
-
 def fresh_images(kind: str, train: int = 100, fresh: int = 300) -> list[tuple[float, float, float]]:
-    """For several rates, the share of fresh normal images that is flagged, and with in-sample scores instead."""
+    """Several rates, each with the share of fresh normal images that calibrated and in-sample thresholds flag."""
     config = dataclasses.replace(read_config(preset_path("demo")), resize=(224, 224), crop=())
     images = [
         torch.stack([torch.from_numpy(synthesize(kind, 224, 224, "good", (split, n))[0]) for n in range(count)])
         for split, count in enumerate((train, fresh))
     ]
     known, unknown = (part.permute(0, 3, 1, 2).split(config.batch_size) for part in images)
-    model = Padim(config).fit(known)
+    model = Padim(config)
+    model.fit(known)
     assert model.calibration is not None
     in_sample = torch.cat([model.score(batch).images for batch in known]).sort().values
     scores = torch.cat([model.score(batch).images for batch in unknown])

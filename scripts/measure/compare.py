@@ -2,21 +2,22 @@
 
     python scripts/measure/compare.py runs/bottle/model.safetensors runs/bottle/model.onnx ROOT/bottle/test
 
-Each is what padim-train or padim-export wrote. Prints one JSON object; differences are relative to the
-largest distance of the first model on the image.
+Each model is a file that padim-train or padim-export wrote. The script prints one JSON object; differences are
+relative to the largest distance that the first model measures in the image.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from padim import PadimError, predict
+from padim.cli.options import pick_device
+from padim.deploy.runtime import load_scorer
 
 
 def main() -> None:
@@ -24,27 +25,31 @@ def main() -> None:
     parser.add_argument("models", nargs=2, type=Path, metavar="MODEL")
     parser.add_argument("images", type=Path, metavar="FOLDER")
     options = parser.parse_args()
+    try:
+        print(json.dumps(differences(options.models, options.images)))
+    except PadimError as error:
+        sys.exit(str(error))
+
+
+def differences(models: list[Path], images: Path) -> dict[str, float]:
+    """The largest differences between two models on the images of a folder, and the number of different verdicts."""
+    device = pick_device("auto")
+    scorers = [load_scorer(path, device=device) for path in models]
+    if not all(scorer.has_maps for scorer in scorers):
+        raise PadimError("a model scores whole images and has no maps to compare")
     maps, scores, verdicts = [], [], []
-    with tempfile.TemporaryDirectory() as name:
-        first, second = (_lines(model, options.images, Path(name, str(i))) for i, model in enumerate(options.models))
-        for path in first.keys() & second.keys():
-            one, other = first[path], second[path]
-            distances = np.load(one["raw"])
-            maps.append(float(np.abs(distances - np.load(other["raw"])).max() / distances.max()))
-            scores.append(float(abs(one["score"] - other["score"]) / distances.max()))
-            verdicts.append(one["verdict"] != other["verdict"])
+    for one, other in zip(*(predict(scorer, [images]) for scorer in scorers), strict=True):
+        assert one.path == other.path
+        if one.problem or other.problem:
+            continue
+        largest = one.anomaly_map.max()
+        maps.append(float(np.abs(one.anomaly_map - other.anomaly_map).max() / largest))
+        scores.append(float(abs(one.score - other.score) / largest))
+        verdicts.append(one.verdict != other.verdict)
     if not scores:
-        sys.exit("there is no image that both have scored")
-    differences = {"map_difference": max(maps), "score_difference": max(scores)}
-    print(json.dumps({"images": len(scores), **differences, "other_verdicts": sum(verdicts)}))
-
-
-def _lines(model: Path, images: Path, out: Path) -> dict[str, dict[str, Any]]:
-    """What padim-predict says of each image that it can score, with its maps in a folder."""
-    command = [sys.executable, "-m", "padim.cli.predict", "--model", str(model), "--raw", "npy", "--out", str(out)]
-    done = subprocess.run([*command, str(images)], text=True, stdout=subprocess.PIPE)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return {line["path"]: line for line in lines if "score" in line}
+        raise PadimError("there is no image that both models have scored")
+    found = {"map_difference": max(maps), "score_difference": max(scores)}
+    return {"images": len(scores), **found, "other_verdicts": sum(verdicts)}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What padim-train --dry-run says that training takes, and what it takes.
+"""The memory and the model file that padim-train --dry-run estimates, beside those of the training itself.
 
     python scripts/measure/estimates.py [--only NAME ...]
 
-Fits synthetic images with random weights and prints a table in Markdown: peak memory and size of the model file,
-each as estimated and as measured.
+The script fits synthetic images with random weights and prints a table in Markdown: peak memory and size of the model
+file, each as estimated and as measured.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CASES = {
 
 
 def train(folder: Path, images: int, options: str) -> dict[str, Any]:
-    """What padim-train says of so many images, as JSON."""
+    """The summary that padim-train prints for so many images."""
     data = folder / f"{images} images"
     if not data.exists():
         different = min(images, 72)
@@ -52,19 +52,9 @@ def train(folder: Path, images: int, options: str) -> dict[str, Any]:
     weights = folder / f"{network}.pth"
     if not weights.exists():
         torch.save(torchvision.models.get_model(network).state_dict(), weights)
-    where = [
-        "--category",
-        "object",
-        "--data",
-        data,
-        "--weights",
-        weights,
-        "--output",
-        folder / "runs",
-        "--device",
-        "cpu",
-    ]
-    command = [sys.executable, "-m", "padim.cli.train", *map(str, where), *shlex.split(options), "--json"]
+    inputs = ["--category", "object", "--data", str(data), "--weights", str(weights)]
+    where = ["--output", str(folder / "runs"), "--device", "cpu", "--json"]
+    command = [sys.executable, "-m", "padim.cli.train", *inputs, *where, *shlex.split(options)]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     found: dict[str, Any] = json.loads(printed)
     return found

@@ -1,9 +1,9 @@
-"""Peak memory and time of padim-train on few and on many images: the first should stay, the second be linear.
+"""Peak memory and time of padim-train for few and for many images: memory should stay the same, time should be linear.
 
     python scripts/measure/memory.py [--images 200 5000] [--size 64]
 
-Makes a synthetic category of 64 x 64 pixels for each number, of 1000 different images at most, and trains a ResNet18
-with random weights on it, in a process of its own. Prints one JSON object a number.
+For each number of images, the script makes a synthetic category of 64 x 64 pixels with 1000 different images at most,
+and trains a ResNet18 with random weights on it in a process of its own. It prints one JSON object per number.
 """
 
 from __future__ import annotations

@@ -2,15 +2,14 @@
 
     python scripts/measure/numerics.py [--data ROOT --weights FILE]
 
-Prints Markdown. The first table has made-up features; the second one, for which MVTec AD's bottle and ResNet18
-are needed, what the arithmetic of the network changes. TensorFloat-32 is emulated: no GPU is needed.
+The script prints Markdown. The first table is of made-up features. The second one, which needs MVTec AD's bottle and
+ResNet18, shows what the arithmetic of the network changes. TensorFloat-32 is emulated, so no GPU is needed.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,28 +20,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from padim import Config, Padim
+from padim import Config, FitOptions, Padim, PadimError, evaluate_category, train_category
 from padim.data.layouts import find_category
-from padim.data.loader import ImageLoader, batched, stack
-from padim.data.transform import Transform
-from padim.embedding import Pyramid
-from padim.errors import PadimError
-from padim.evaluation.evaluate import evaluate_model
-from padim.gaussian.shared import Gaussian, Moments
+from padim.gaussian.moments import Moments
+from padim.gaussian.shared import Gaussian
+from padim.pyramid import Pyramid
 from padim.scoring import AnomalyMap, image_scores
 from padim.tiles import Tiling
 
 EPSILON = Config().epsilon
 PYRAMID = Pyramid(((1, 1), (2, 2), (4, 4)))
 
-# Unit roundoff: the largest relative error of one rounding.
+# Unit roundoff: the largest relative error of rounding one number.
 ROUNDOFF = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
-Features = list[Tensor]  # `[cells_i, d_i, n]` a level, coarse to fine
+Features = list[Tensor]  # `[cells_i, d_i, n]` per level, coarse to fine
 
 
 class Condition(NamedTuple):
-    """Features to fit to, features to score, and what both are rounded to before."""
+    """Features to fit to, features to score, and the type that both are rounded to before."""
 
     train: Features
     test: Features
@@ -81,7 +77,7 @@ def of_images(n: int, drawn: Sequence[int] = (40, 40, 20)) -> Condition:
 
 
 def repeated(images: Sequence[int]) -> Condition:
-    """Training images of which some are the same: their numbers."""
+    """Training images by their numbers, some of which are the same."""
     condition = of_images(max(images) + 1)
     return condition._replace(train=[level[:, :, list(images)] for level in condition.train])
 
@@ -142,9 +138,9 @@ def main() -> None:
 
 
 def measured(condition: Condition, epsilon: float = EPSILON) -> Measured:
-    """What `Gaussian` makes of the features, against the truth."""
+    """The distances that `Gaussian` gives for the features, against the truth."""
     train, test = ([level.to(condition.dtype).float() for level in part] for part in condition[:2])
-    found = Gaussian.fit(Moments.of([train]), epsilon).squared_distances(test).sqrt()
+    found = gaussian_of([train], epsilon).squared_distances(test).sqrt()
     exact = truth(condition, epsilon)
     anomaly_map = AnomalyMap(Tiling.of((16, 16), (16, 16), PYRAMID.grids[-1]), "bilinear", 4.0)
     score = image_scores(anomaly_map(PYRAMID.to_map(found)))
@@ -157,10 +153,20 @@ def measured(condition: Condition, epsilon: float = EPSILON) -> Measured:
     )
 
 
+def gaussian_of(groups: Iterable[Features], epsilon: float = EPSILON) -> Gaussian:
+    """The Gaussian of the images in groups of features; its moments are taken about the mean of the first group."""
+    moments = None
+    for group in groups:
+        moments = moments or Moments.about([level.mean(dim=2, keepdim=True) for level in group])
+        moments.add(group)
+    assert moments is not None
+    return Gaussian.fit(moments, epsilon)
+
+
 def bounds(exact: Truth, train: Features, dtype: torch.dtype) -> NDArray[np.float64]:
-    """Of the relative errors of distances; `docs/numerics.md` has the reasons."""
+    """Bounds of the relative errors of distances; `docs/numerics.md` gives the reasons."""
     d = sum(level.shape[1] for level in train)
-    different = train[-1].unique(dim=2).shape[2]  # images that are the same round alike
+    different = train[-1].unique(dim=2).shape[2]  # equal images have equal rounding errors
     single, of_features = ROUNDOFF[torch.float32], 0 if dtype == torch.float32 else ROUNDOFF[dtype]
     of_covariance = 4 * (1 + d / different) ** 0.5 * exact.of_covariance
     return single * (of_covariance + 4) + (single + of_features) * 4 * exact.of_features
@@ -219,18 +225,15 @@ class TensorFloat32(TorchDispatchMode):
 
 
 class InFloat64(Padim):
-    """The network, the Gaussians and the maps in float64; between network and Gaussians features are float32."""
+    """PaDiM whose network, Gaussians and maps are in float64; between network and Gaussians, features are float32."""
 
-    def __init__(self, config: Config, *, weights: Path) -> None:
-        super().__init__(config, weights=weights)
-        self.backbone.double()
+    def __init__(self, config: Config, **options: Any) -> None:
+        super().__init__(config, **options)
+        self.backbone.double().register_forward_hook(lambda _, __, levels: [level.double() for level in levels])
         self.anomaly_map.double()
 
-    def select(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        return super().select([level.double() for level in levels])
 
-
-# Arithmetic of the network, as `--precision` has it, and what is emulated beside.
+# The arithmetic of the network, as `--precision` names it, and the products that are emulated in TensorFloat-32.
 NETWORKS: dict[str, tuple[str, Mapping[Any, tuple[int, int]]]] = {
     "fp32": ("fp32", {}),
     "TF32": ("fp32", CONVOLUTIONS),
@@ -240,30 +243,28 @@ NETWORKS: dict[str, tuple[str, Mapping[Any, tuple[int, int]]]] = {
 }
 
 
-@torch.no_grad()
 def networks(data: Path, weights: Path) -> Iterator[str]:
-    """Rows of the second table: image scores against those in float64, and what they are worth."""
-    category, config = find_category(data, "bottle"), Config()
-    transform = Transform.of(config)
-    train, test = (list(ImageLoader(items, transform, workers=1)) for items in (category.train, category.test))
+    """Rows of the second table: the errors of image scores against those in float64, and the AUROCs."""
+    category = find_category(data, "bottle")
 
-    def figures(model: Padim) -> tuple[NDArray[np.float64], str]:
-        model.fit((stack(batch) for batch in batched(train, config.batch_size)), calibrate=False)
-        metrics, results = evaluate_model(model, test, config.batch_size)
-        return np.array([result.score for result in results]), f"{metrics.image_auroc:.4f} | {metrics.pixel_auroc:.4f}"
+    def figures(config: Config, make: type[Padim] = Padim) -> tuple[NDArray[np.float64], str]:
+        options = FitOptions(calibrate=False)
+        detector = train_category(category, config, options=options, weights=weights, make=make).detector
+        found = evaluate_category(detector, category)
+        scores = np.array([image.score for image in found.images])
+        return scores, f"{found.metrics.image_auroc:.4f} | {found.metrics.pixel_auroc:.4f}"
 
-    exact, worth = figures(InFloat64(config, weights=weights))
-    yield f"| float64 | | | {worth} |"
+    exact, aurocs = figures(Config(), InFloat64)
+    yield f"| float64 | | | {aurocs} |"
     for name, (precision, products) in NETWORKS.items():
-        model = Padim(dataclasses.replace(config, precision=precision), weights=weights)
         with TensorFloat32(products):
             try:
-                scores, worth = figures(model)
+                scores, aurocs = figures(Config(precision=precision))
             except PadimError as error:
                 yield f"| {name} | {error} | | | |"
                 continue
         errors = relative_error(scores, exact)
-        yield f"| {name} | {errors.mean():.1e} | {errors.max():.1e} | {worth} |"
+        yield f"| {name} | {errors.mean():.1e} | {errors.max():.1e} | {aurocs} |"
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@
     python scripts/measure/stages.py gaussian {shared,dense} {r18,wr50}
     python scripts/measure/stages.py scoring --weights FILE
 
-Prints a JSON object of median seconds; `gaussian` takes random features, which cost what real ones do.
+The script prints a JSON object of median seconds. `gaussian` takes random features, which cost as much as real ones.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import resource
@@ -22,20 +21,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numerics import gaussian_of
 
-from padim import Config, Padim
+from padim import Config, Padim, Runtime
 from padim.backbones import Backbone
 from padim.config import preset_path
 from padim.data.images import read_image
 from padim.data.layouts import find_category
 from padim.data.transform import Transform
 from padim.deploy.export import export_onnx
-from padim.deploy.runtime import Runtime
 from padim.detectors.registry import read_config
-from padim.embedding import Pyramid, draw_channels, embedding_concat, split_by_level
-from padim.evaluation.metrics import evaluate
+from padim.embedding import draw_channels, embedding_concat, split_by_level
+from padim.evaluation.metrics import measure
 from padim.gaussian import dense
-from padim.gaussian.shared import Gaussian, Moments, gather
+from padim.gaussian.moments import Moments, rebatch
+from padim.gaussian.shared import Gaussian
+from padim.pyramid import Pyramid
 
 # Preset and number of training images of each size.
 SIZES = {"r18": ("pytorch-r18", 209), "wr50": ("pytorch-wr50", 60)}
@@ -53,7 +54,7 @@ def median_seconds(work: Callable[[], object], runs: int = 5) -> float:
 
 
 def images(options: argparse.Namespace) -> dict[str, float]:
-    """Core-seconds of each stage, an image or a category; `unavoidable` is what the first three take for bottle."""
+    """Core-seconds of each stage, per image or per category; `unavoidable` is what the first three take for bottle."""
     torch.set_num_threads(1)
     config = Config()
     transform = Transform.of(config)
@@ -79,16 +80,16 @@ def images(options: argparse.Namespace) -> dict[str, float]:
             "backbone": median_seconds(lambda: [model.backbone(batch) for batch in batches]) / 32,
             "upsample and smooth": median_seconds(lambda: model.anomaly_map(distances)) / 8,
         }
-        moments = Moments.about(features)
+        moments = Moments.about([level.mean(dim=2, keepdim=True) for level in features])
         group = [torch.cat([level] * 4, dim=2) for level in features]
-        stages["moments"] = median_seconds(lambda: moments.update(group)) / 32
-        copies = [copy.deepcopy(moments) for _ in range(6)]
+        stages["moments"] = median_seconds(lambda: moments.add(group)) / 32
+        copies = [moments.copy() for _ in range(6)]
         stages["factorise"] = median_seconds(lambda: Gaussian.fit(copies.pop(), config.epsilon))
         stages["distances"] = median_seconds(lambda: model.gaussian.squared_distances(features)) / 8
     return stages | {
         "product of 2048 x 2048": median_seconds(lambda: square @ square),
         "copy of 400 MB": median_seconds(lambda: other.copy_(long)),
-        "metrics": median_seconds(lambda: evaluate(masks.any(axis=(1, 2)), maps.max((1, 2)), masks, maps)),
+        "metrics": median_seconds(lambda: measure(masks.any(axis=(1, 2)), maps.max((1, 2)), masks, maps)),
         "unavoidable": sum(stages[name] for name in ("decode", "resize", "backbone")) * len(items),
     }
 
@@ -110,12 +111,11 @@ def gaussian(options: argparse.Namespace) -> dict[str, float]:
         pyramid = Pyramid(tuple(shape[1:] for shape in reversed(shapes)))
 
         def cells(batch: list[torch.Tensor]) -> list[torch.Tensor]:
-            return [pyramid.to_cells(depth, level) for depth, level in enumerate(reversed(batch))]
+            return [pyramid.to_cells(i, level) for i, level in enumerate(reversed(batch))]
 
         def fit() -> Gaussian:
             batches = zip(*(level.split(config.batch_size) for level in levels), strict=True)
-            moments = Moments.of(gather(cells(list(batch)) for batch in batches))
-            return Gaussian.fit(moments, config.epsilon)
+            return gaussian_of(rebatch(cells(list(batch)) for batch in batches), config.epsilon)
 
         def score(model: Gaussian, batch: list[torch.Tensor]) -> torch.Tensor:
             return pyramid.to_map(model.squared_distances(cells(batch)).sqrt())
@@ -125,7 +125,7 @@ def gaussian(options: argparse.Namespace) -> dict[str, float]:
             return dense.fit(embedding_concat(levels), config.epsilon)
 
         def score(model: dense.DenseGaussian, batch: list[torch.Tensor]) -> torch.Tensor:
-            return dense.distances(model, embedding_concat(batch))
+            return dense.squared_distances(model, embedding_concat(batch)).sqrt()
 
     start = time.perf_counter()
     model = fit()
@@ -145,7 +145,8 @@ def scoring(options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(os.cpu_count() or 1)
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (16, 224, 224, 3), dtype=np.uint8)
-    model = Padim(Config(), weights=options.weights).fit([torch.from_numpy(pixels).permute(0, 3, 1, 2)])
+    model = Padim(weights=options.weights)
+    model.fit([torch.from_numpy(pixels).permute(0, 3, 1, 2)])
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "model.onnx")
         export_onnx(model, path)
@@ -155,7 +156,7 @@ def scoring(options: argparse.Namespace) -> dict[str, float]:
             batch = pixels[:count]
             images = torch.from_numpy(batch).permute(0, 3, 1, 2)
             found[f"torch, {count}"] = median_seconds(lambda images=images: model.score(images), 20)
-            found[f"ONNX Runtime, {count}"] = median_seconds(lambda batch=batch: runtime.score(batch), 20)
+            found[f"ONNX Runtime, {count}"] = median_seconds(lambda batch=batch: runtime.score_pixels(batch), 20)
     return found
 
 

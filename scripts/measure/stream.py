@@ -1,10 +1,10 @@
-"""Memory of padim-predict --watch while a stream of images passes: it should stay what it is.
+"""Memory of padim-predict --watch while a stream of images passes: it should stay the same.
 
     python scripts/measure/stream.py [--images 10000]
 
-Makes a synthetic category, trains a ResNet18 with random weights on it, and lets its test images
-arrive again and again under new names, at most 500 ahead of what is scored. Prints one JSON object
-with the memory of the process, without pages of files, after each tenth of them.
+The script makes a synthetic category, trains a ResNet18 with random weights on it, and lets its test images arrive
+again and again under new names, at most 500 ahead of the one that is scored. It prints one JSON object with the memory
+of the process, without pages of files, after each tenth of the images.
 """
 
 from __future__ import annotations

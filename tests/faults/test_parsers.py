@@ -1,21 +1,20 @@
-"""Every parser of foreign bytes: a short run of tests/fuzz/fuzz.py, and what its long runs have found."""
+"""Every parser of foreign bytes: a short run of tests/fuzz/fuzz.py, and the inputs that its long runs have found."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
-import runpy
 import signal
 import time
 import zipfile
-from pathlib import Path
-from types import SimpleNamespace
 
 import onnx
 import pytest
 import torch
+from fuzz import fuzz
 from onnx import TensorProto, helper
+from oracles import fitted
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -34,7 +33,6 @@ INPUTS = 500
 DEEP = "[" * 100_000
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")  # of what is damaged
-fuzz = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "tests/fuzz/fuzz.py")))
 
 
 @pytest.fixture
@@ -60,7 +58,7 @@ def test_damaged_files_of_every_kind_are_read_or_refused(parsers, alarm, tmp_pat
 def test_valid_files_are_read(parsers, alarm, tmp_path):
     for name, parser in parsers.items():
         outcomes = [fuzz.outcome(parser, tmp_path / parser.file, content) for content in parser.examples]
-        refused = 2 if name == "image" else 0  # those of 32 bits a channel, which can be masks
+        refused = 2 if name == "image" else 0  # images of 32 bits per channel, which can be masks
         assert [outcome.read for outcome in outcomes].count(False) == refused, name
 
 
@@ -75,7 +73,7 @@ def test_valid_files_are_read(parsers, alarm, tmp_path):
 )
 def test_the_fuzzer_notices_what_goes_wrong(alarm, tmp_path, monkeypatch, read, problem):
     for name, limit in (("SECONDS", 1), ("BYTES", 10**7)):
-        monkeypatch.setitem(fuzz.outcome.__globals__, name, limit)
+        monkeypatch.setattr(fuzz, name, limit)
     parser = fuzz.Parser(1, "file", [b""], None, read)
     assert re.search(problem, fuzz.outcome(parser, tmp_path / "file", b"").problem)
 
@@ -88,7 +86,7 @@ def test_the_fuzzer_notices_what_goes_wrong(alarm, tmp_path, monkeypatch, read, 
         "method = 0x" + "f" * 5000,
         "seed = 18446744073709551616",
         "batch_size = 9223372036854775808",
-        "a." * 30_000 + "a = 1",  # took half a minute and gigabytes
+        "a." * 30_000 + "a = 1",  # this took half a minute and gigabytes
         "resize = " + DEEP,
     ],
     ids=lambda text: text[:15],
@@ -122,7 +120,7 @@ def opened(path, name):
 )
 def test_models_that_were_found(random_weights, tmp_path, change):
     path = tmp_path / "model.safetensors"
-    Padim(fuzz.SMALL, weights=random_weights).fit([torch.zeros(3, 3, 32, 32)]).save(path)
+    fitted(Padim(fuzz.SMALL, weights=random_weights), [torch.zeros(3, 3, 32, 32)]).save(path)
     tensors, header = opened(path, "padim")
     change(header, tensors)
     save_file(tensors, path, {"padim": json.dumps(header)})
@@ -134,7 +132,7 @@ def test_models_that_were_found(random_weights, tmp_path, change):
     "values", [{"step": 10**400}, {"step": 1e308}, {"loss": 10**400}], ids=["step", "steps", "loss"]
 )
 def test_logs_of_checkpoints_that_were_found(tmp_path, values):
-    """The training went on, and failed when it drew its log at the end."""
+    """With such a log the training went on, and failed at the end, when the log was drawn."""
     path = tmp_path / "checkpoint.safetensors"
     fuzz.read_checkpoint(path)
     tensors, header = opened(path, "padim-checkpoint")
@@ -274,7 +272,7 @@ def test_zero_bytes_in_a_list_of_images_are_an_error(tmp_path):
 
 
 def test_a_name_that_is_too_long_is_one_of_no_image(tmp_path):
-    fuzz.read_list(list_of(tmp_path, "a" * 5000))  # it reports what can't be read
+    fuzz.read_list(list_of(tmp_path, "a" * 5000))  # the check reports what can't be read
 
 
 def test_splinters_are_no_masks_either(tmp_path):

@@ -2,14 +2,14 @@
 
     python tests/fuzz/fuzz.py [--inputs 100000] [--seed 0] [--only NAME ...] [--findings DIR]
 
-Prints a table in Markdown. Whatever ends in anything but a result or a PadimError, or takes too much time or memory,
-is kept in DIR with the reason, and the exit code is 1. An input that kills the process is left in a folder there.
+The script prints a table in Markdown. An input that ends in anything but a result or a PadimError, or that takes too
+much time or memory, is kept in DIR with the reason, and the exit code is 1. An input that kills the process stays in
+a folder there.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import io
 import json
@@ -23,7 +23,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -37,37 +36,36 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from padim import Config, Padim, PadimError
+from padim import Config, CutPaste, CutPasteConfig, FitOptions, Padim, PadimError, Runtime
 from padim.backbones import Backbone, digest, read_weights
-from padim.cli.common import threshold_summary
+from padim.calibration import Thresholds
 from padim.cutpaste.checkpoint import CHECKPOINT
-from padim.cutpaste.config import CutPasteConfig
-from padim.cutpaste.model import CutPaste
-from padim.data.check import check_category, check_items
+from padim.cutpaste.training import train
+from padim.data.check import check_category
 from padim.data.images import read_image, read_mask
 from padim.data.items import Category
 from padim.data.layouts import categories, find_category
 from padim.data.transform import Transform
-from padim.deploy.runtime import Runtime
 from padim.deploy.stream import Record
-from padim.detectors.contract import TrainingOptions
 from padim.detectors.registry import load, read_config
+from padim.detectors.scores import Scorer
 from padim.report.colours import ColourScale
-from padim.reproduction.experiments import Experiment, Run, table
-from padim.reproduction.tables import as_csv
+from padim.reproduction.experiments import Experiment, Run
+from padim.reproduction.tables import as_csv, table
 from padim.storage.files import check_writable
-from padim.storage.provenance import About
+from padim.storage.provenance import Provenance
+from padim.system.progress import silent
 
-SECONDS, BYTES = 30, 2**31  # what an image of 179 million pixels takes, which a small file can hold
+SECONDS, BYTES = 30, 2**31  # an image of 179 million pixels takes so much, and a small file can hold one
 
 SMALL = Config(channels=4, resize=(32,), crop=(32,), layers=("layer1",))
 TRAINING = CutPasteConfig(
     initial="random", resize=(32, 32), scar_width=(2, 3), scar_height=(4, 8), training_batch=2, steps=1
 )
 TRANSFORM = Transform.of(SMALL)
-ABOUT = About("category", 3, 0.01, "", "")
+PROVENANCE = Provenance("category", 3, 0.01, "", "")
 
-# What is put into the place of bytes, and of values.
+# These take the place of bytes, and of values.
 PIECES = (b"", b"\0", b"\xff" * 8, b"\n", b'"', b"[" * 5000, b"9" * 5000, b"0x" + b"f" * 5000, b"a." * 5000, b"\r,")
 VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 3, 0.5, -2.5, 1e308, float("nan"), float("inf"), 10**9, 2**31, 2**63, 10**30, 10**400),
@@ -80,11 +78,11 @@ class Parser(NamedTuple):
     """How one kind of file is made, damaged and read.
 
     Attributes:
-        share: of all inputs, in percent.
-        file: its path below a folder.
+        share: its share of all inputs, in percent.
+        file: the path of a file below a folder.
         examples: valid contents.
-        change: puts wrong values into a content, where its structure is known.
-        read: what the commands do with the file.
+        change: puts wrong values into a content whose structure is known.
+        read: does what the commands do with the file.
     """
 
     share: float
@@ -95,7 +93,7 @@ class Parser(NamedTuple):
 
 
 class Hang(BaseException):
-    """What no parser takes for a damaged file."""
+    """Time is up; no parser can mistake this for a damaged file."""
 
 
 def damaged(draw: random.Random, content: bytes) -> bytes:
@@ -111,7 +109,7 @@ def damaged(draw: random.Random, content: bytes) -> bytes:
 
 
 def changed(draw: random.Random, value: Any) -> Any:
-    """A JSON value in which one part is another, or gone."""
+    """A JSON value of which one part is replaced or removed."""
     places = list(_places(value))
     container, key = draw.choice(places)
     kind = draw.random()
@@ -126,7 +124,7 @@ def changed(draw: random.Random, value: Any) -> Any:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every part of a JSON value, as what contains it and its key there."""
+    """Every part of a JSON value, as its container and its key in there."""
     if isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
             yield value, key
@@ -145,7 +143,7 @@ def change_line(draw: random.Random, content: bytes) -> bytes:
 
 
 def change_toml(draw: random.Random, content: bytes) -> bytes:
-    """A TOML file of which one value is another one, in JSON, which is TOML but for null and objects."""
+    """A TOML file with one other value, written as JSON, which is TOML too except for null and objects."""
     lines = content.decode().splitlines()
     number = draw.randrange(len(lines))
     name, _ = lines[number].split(" = ")
@@ -175,18 +173,23 @@ def change_onnx(draw: random.Random, content: bytes) -> bytes:
 
 
 def read_model(path: Path) -> None:
-    model = load(path)
-    images = torch.zeros(2, 3, *model.config.image_size, dtype=torch.uint8)
-    ColourScale.about(threshold_summary(model)["threshold"], model.dimensions)
-    model.score(images)
-    if isinstance(model, Padim) and model.moments:
-        model.fit([images], more=True)
+    detector = load(path)
+    images = torch.zeros(2, 3, *detector.config.image_size, dtype=torch.uint8)
+    colours_of(detector)
+    detector.score(images)
+    if isinstance(detector, Padim) and detector.moments:
+        detector.fit([images], FitOptions(update=True))
 
 
 def read_onnx(path: Path) -> None:
-    model = Runtime.load(path, threads=1)
-    ColourScale.about(threshold_summary(model)["threshold"], model.dimensions)
-    model.score_image(Image.new("RGB", (40, 40)))
+    runtime = Runtime.load(path, threads=1)
+    colours_of(runtime)
+    runtime.score_image(Image.new("RGB", (40, 40)))
+
+
+def colours_of(scorer: Scorer) -> ColourScale:
+    thresholds = Thresholds.calibrated(scorer.calibration, scorer.provenance.false_alarm_rate)
+    return ColourScale.about(thresholds.threshold, scorer.dimensions)
 
 
 def read_backbone(path: Path) -> None:
@@ -201,12 +204,12 @@ def read_list(path: Path) -> None:
     for name in categories(root):
         check_writable(root / name)
         category = find_category(root, name)
-        check_category(root, category, check_items(category, workers=1))
+        check_category(root, category, workers=1)
         run_of(category, path)._key()
 
 
 def run_of(category: Category, path: Path) -> Run:
-    return Run(Experiment("pytorch-r18", SMALL, Padim), category, "", path)
+    return Run(Experiment("pytorch-r18", SMALL), category, "", path)
 
 
 def read_result(path: Path) -> None:
@@ -221,7 +224,7 @@ def read_record(path: Path) -> None:
 
 
 class SmallNetwork(nn.Module):
-    """In the place of CutPaste's, whose checkpoints have 90 MB."""
+    """Stands in for the network of CutPaste, whose checkpoints have 90 MB."""
 
     pretrained: frozenset[str] = frozenset()
 
@@ -233,20 +236,14 @@ class SmallNetwork(nn.Module):
         return self.classes(images.float().mean(dim=(2, 3))), torch.zeros(())
 
 
-@cache
-def trainer() -> CutPaste:
-    return CutPaste(TRAINING)
-
-
 def read_checkpoint(path: Path) -> None:
-    trainer().network = SmallNetwork()
     images = np.zeros((2, 32, 32, 3), dtype=np.uint8)
-    with contextlib.redirect_stderr(io.StringIO()):  # the bar of the steps
-        trainer()._train(images, TrainingOptions(path.parent, resume=path.exists()))
+    options = FitOptions(folder=path.parent, resume=path.exists())
+    train(SmallNetwork(), TRAINING, images, "", options, lambda: 0.0, silent)
 
 
 def image_files() -> list[bytes]:
-    """Images of every format, of modes that differ in how they are read."""
+    """Images of every format, and of every mode that is read in a way of its own."""
     pixels = np.random.default_rng(0).integers(0, 256, (9, 8), dtype=np.uint8)
     grey = Image.fromarray(pixels)
     exif = Image.Exif()
@@ -268,7 +265,7 @@ def image_files() -> list[bytes]:
     return files
 
 
-# What padim-export writes, but for the network.
+# An exported model with a mean in the place of the network.
 GRAPH = """
 <ir_version: 9, opset_import: ["" : 18]>
 model (uint8[n, 3, 32, 32] images) => (float[n] scores, float[n, 32, 32] maps)
@@ -284,7 +281,7 @@ model (uint8[n, 3, 32, 32] images) => (float[n] scores, float[n, 32, 32] maps)
 def onnx_file(pixels: list[float] | None) -> bytes:
     """An exported model with these quantiles of the maps."""
     model = onnx.parser.parse_model(GRAPH)
-    header = {"version": 1, "config": SMALL.to_dict(), "about": dataclasses.asdict(ABOUT)}
+    header = {"version": 1, "config": SMALL.to_dict(), "about": dataclasses.asdict(PROVENANCE)}
     header |= {"dimensions": 4, "calibration": {"scores": [1.0, 2.0], "pixels": pixels}}
     onnx.helper.set_model_props(model, {"padim": json.dumps(header)})
     return bytes(model.SerializeToString())
@@ -296,17 +293,20 @@ def model_files(folder: Path, weights: dict[str, torch.Tensor]) -> tuple[list[by
     files: tuple[list[bytes], list[bytes]] = ([], [])
     path = folder / "model.safetensors"
     for keep in (False, True):
-        Padim(SMALL, weights=weights).fit(images, training=TrainingOptions(keep_moments=keep)).save(path)
+        padim = Padim(SMALL, weights=weights)
+        padim.fit(images, FitOptions(keep_moments=keep))
+        padim.save(path)
         files[0].append(path.read_bytes())
     for density in ("gaussian", "kernel"):
-        config = dataclasses.replace(TRAINING, steps=0, density=density)
-        CutPaste(config).fit(images).save(path, storage="fp16")
+        cutpaste = CutPaste(dataclasses.replace(TRAINING, steps=0, density=density))
+        cutpaste.fit(images)
+        cutpaste.save(path, FitOptions(storage="fp16"))
         files[1].append(path.read_bytes())
     return files
 
 
 def parsers(folder: Path) -> dict[str, Parser]:
-    """All of them, by name; `folder` is for what is written on the way."""
+    """All parsers, by name; the examples are written to `folder` on the way."""
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18().state_dict()
     needed = {key: value for key, value in resnet.items() if key.startswith(("conv1", "bn1", "layer1"))}
@@ -350,12 +350,12 @@ def parsers(folder: Path) -> dict[str, Parser]:
 
 
 class Outcome(NamedTuple):
-    """What became of an input.
+    """How a parser dealt with an input.
 
     Attributes:
-        read: whether it was taken for a good file.
+        read: whether the input was taken for a valid file.
         seconds: how long that took.
-        memory: how many bytes the process grew by at most.
+        memory: by how many bytes the process grew at most.
         problem: what is wrong with that, if anything.
     """
 
@@ -366,7 +366,7 @@ class Outcome(NamedTuple):
 
 
 def outcome(parser: Parser, path: Path, content: bytes) -> Outcome:
-    """What becomes of one input, which is written to a path."""
+    """How a parser deals with one input, which is written to a path."""
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     read, problem = False, None
@@ -388,7 +388,7 @@ def outcome(parser: Parser, path: Path, content: bytes) -> Outcome:
 
 
 def memory(name: str = "VmRSS") -> int:
-    """Bytes that this process has, or by `VmHWM` those that it had at most since the last call."""
+    """Bytes that this process has, or by `VmHWM` the most that it has had since the last call."""
     status = Path("/proc/self/status").read_text()
     Path("/proc/self/clear_refs").write_text("5")
     return 1024 * int(status.split(f"{name}:")[1].split()[0])
@@ -412,7 +412,7 @@ def hang(*_: object) -> NoReturn:
 
 
 def prepare() -> None:
-    """Limits that a blow-up or a loop runs into, and silence about damage."""
+    """Set limits that stop a blow-up or an endless loop, and silence what is said of damage."""
     logging.disable()
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, hang)

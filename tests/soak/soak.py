@@ -1,14 +1,14 @@
-"""Hours of use in minutes: commands at random, with faults injected. Nothing may break, and nothing may grow.
+"""Hours of use in minutes: random commands with injected faults. Nothing may break, and nothing may grow.
 
     python tests/soak/soak.py --minutes 30 [--seed 0] [--weights FILE] [--json]
 
-Makes a synthetic category and, by default, random weights. Train, eval, predict, `--update` and reproduce
-run in this one process, where what is not released would show; in between, the same commands, export and
-`--watch` run as processes that are killed, find images damaged or deleted, or a disk full. Every outcome
-is checked: exit codes, that a model is whole or absent, and that a rerun completes. Memory without pages of
-files and without what the allocator has free, file handles, threads and temporary files are noted after each step.
-They are flat if the median of the last quarter of the notes is not above that of the second, memory within 5 %.
-Exit code 1 if not.
+The script makes a synthetic category and, by default, random weights. Train, eval, predict, `--update` and reproduce
+run in this one process, which would show what they don't release. In between, the same commands, export and `--watch`
+run as processes that are killed, or that find an image damaged or deleted or the disk full. The script checks every
+outcome: exit codes, that a model is whole or absent, and that a rerun completes. After each step it notes the memory
+(without pages of files and without what the allocator has free), file handles, threads and temporary files. They are
+flat if the median of the last quarter of the notes is not above that of the second quarter, memory within 5 %. The
+exit code is 1 if they are not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,18 +38,18 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from padim.cli.common import aligned
+from padim.cli.tables import aligned
 from padim.data.synth import write_category
 
 PROTOCOL = "--resize 64 --crop 64 --channels 20 --batch-size 4"
 MEASURES = {"megabytes": 1.05, "handles": 1.0, "threads": 1.0, "temporary": 1.0}  # how much more is still flat
-PATIENCE = 300.0  # seconds, after which a process hangs
+PATIENCE = 300.0  # seconds, after which a process is taken to hang
 IN_PROCESS = ("train", "update", "eval", "predict", "score", "reproduce")  # torch.export keeps what it has traced
 
 
 @dataclass
 class Soak:
-    """The folder that everything happens in, and how much has happened."""
+    """The folder that everything happens in, and how much has happened so far."""
 
     folder: Path
     weights: Path
@@ -99,11 +99,11 @@ class Soak:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def forget_results(self) -> None:
-        """Let padim-reproduce have something to do."""
+        """Remove the results, so that padim-reproduce has something to do."""
         shutil.rmtree(self.folder / "results", ignore_errors=True)
 
     def note(self, minute: float) -> dict[str, float]:
-        """What there is to see of this process and of its folder."""
+        """The memory, handles and threads of this process, and the temporary files of its folder."""
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what is free but not given back depends on chance
         process, temporary = psutil.Process(), [*self.folder.rglob(".padim-*"), *(self.folder / "tmp").iterdir()]
@@ -114,7 +114,7 @@ class Soak:
 
 
 def done(process: subprocess.Popen[str]) -> str:
-    """What a process prints, which has to end well."""
+    """What a process prints; it has to end with exit code 0."""
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, f"{process.args!r} ended with {process.returncode}: {err}"
     return out
@@ -131,7 +131,7 @@ def plain(soak: Soak) -> None:
 
 
 def killed(soak: Soak) -> None:
-    """A command that is killed, or one of its workers, and again."""
+    """A command that is killed, or loses one of its workers, and then runs again."""
     kind = soak.random.choice(["train", "train", "eval", "predict", "export", "reproduce"])
     soak.forget_results()
     absent = kind == "train" and soak.random.random() < 0.5
@@ -141,12 +141,13 @@ def killed(soak: Soak) -> None:
     time.sleep(soak.random.uniform(1, 10))
     if process.poll() is None:
         children = psutil.Process(process.pid).children()
-        workers = [child for child in children if "spawn_main" in str(child.cmdline())]
-        victim = soak.random.choice([*workers, process])
-        victim.kill()
+        victim = soak.random.choice([*filter(is_worker, children), process])
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
         if victim is not process:
             done(process)
-        psutil.wait_procs(children, PATIENCE)  # they notice that nobody is there any more
+        _, left = psutil.wait_procs(children, PATIENCE)  # they notice that their parent is gone
+        assert not left, f"{left} outlived a killed {kind}"
     process.communicate()
     unharmed = soak.model.read_bytes() == soak.whole if soak.model.exists() else absent
     assert unharmed, f"the model is broken after a killed {kind}"
@@ -158,8 +159,16 @@ def killed(soak: Soak) -> None:
     assert soak.model.read_bytes() == soak.whole, f"another model after a killed {kind}"
 
 
+def is_worker(process: psutil.Process) -> bool:
+    """Whether a process is one of those in which padim-reproduce executes its runs."""
+    try:
+        return "LokyProcess" in " ".join(process.cmdline())
+    except psutil.Error:  # it is gone
+        return False
+
+
 def damaged(soak: Soak) -> None:
-    """An image cut short, full of noise or empty, and another that is deleted while a process learns from it."""
+    """One image that is cut short, noise or empty, and another that is deleted while a process learns from it."""
     copy = Path(shutil.copytree(soak.data / "part", soak.folder / "copy/part"))
     first, second = soak.random.sample(sorted((copy / "train/good").iterdir()), 2)
     first.write_bytes(soak.random.choice([first.read_bytes()[:1000], soak.random.randbytes(1000), b""]))
@@ -174,7 +183,7 @@ def damaged(soak: Soak) -> None:
 
 
 def full(soak: Soak) -> None:
-    """A disk too small for a model, where one can be mounted."""
+    """A disk that is too small for a model, where one can be mounted."""
     disk = soak.folder / "disk"
     disk.mkdir(exist_ok=True)
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
@@ -200,11 +209,12 @@ def watched(soak: Soak) -> None:
     shutil.rmtree(folder)
 
 
-STEPS: dict[Callable[[Soak], None], int] = {plain: 6, killed: 2, damaged: 1, full: 1, watched: 1}  # and how often
+# The steps, and how often each is taken in relation to the others.
+STEPS: dict[Callable[[Soak], None], int] = {plain: 6, killed: 2, damaged: 1, full: 1, watched: 1}
 
 
 def growth(notes: list[dict[str, float]]) -> dict[str, tuple[float, float, bool]]:
-    """Of each measure the medians of the second and of the last quarter, and whether it is flat."""
+    """The medians of each measure in the second and in the last quarter, and whether it is flat."""
     quarter, found = len(notes) // 4, {}
     for name, allowed in MEASURES.items():
         values = [note[name] for note in notes]

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 
+import numerics
 import pytest
 import torch
 from conftest import SMALL
 from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
+from oracles import fitted
 
 from padim import Padim, PadimError
-from padim.gaussian.shared import Gaussian, Moments
-
-numerics = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "scripts/measure/numerics.py")))
 
 
 @pytest.mark.parametrize("name", numerics.CONDITIONS)
@@ -38,7 +34,7 @@ def test_distances_keep_within_the_bound(name):
     seed=st.integers(0, 1000),
 )
 def test_any_features_keep_within_the_bound(n, drawn, spread, offset, epsilon, seed):
-    """The bound is one of first order: it holds where it is small."""
+    """The bound is one of first order, so it holds where it is small."""
     scales = [10 ** (spread * torch.linspace(-1, 1, d)[:, None]) for d in drawn]
     train, test = (
         [scale * level + offset for scale, level in zip(scales, numerics.features(images, drawn, seed + part))]
@@ -53,10 +49,10 @@ def test_any_features_keep_within_the_bound(n, drawn, spread, offset, epsilon, s
 
 
 def test_leaving_out_the_one_image_that_differs():
-    """Nearly all of its distance comes from what is left of 1 - c q, here a thousandth."""
+    """Nearly all of its distance comes from what is left of 1 - c r, here a thousandth."""
     train = numerics.repeated([0] * 19 + [1]).train
-    model = Gaussian.fit(Moments.of([train]), numerics.EPSILON)
-    found = model.left_out_distances(train, 20, numerics.EPSILON)[:, -1].sqrt()
+    model = numerics.gaussian_of([train])
+    found = model.leave_one_out_distances(train, 20, numerics.EPSILON)[:, -1].sqrt()
     others, alone = ([level[:, :, part] for level in train] for part in (slice(19), slice(19, 20)))
     exact = numerics.truth(numerics.Condition(others, alone), numerics.EPSILON)
     assert numerics.relative_error(found.numpy(), exact.distances[:, 0]).max() < 1e-3
@@ -66,7 +62,7 @@ def test_leaving_out_the_one_image_that_differs():
 @pytest.mark.parametrize("level", range(3))
 def test_what_is_not_finite_stays_in_its_image_and_at_its_positions(bad, level):
     train, test, _ = numerics.of_images(10)
-    model = Gaussian.fit(Moments.of([train]), numerics.EPSILON)
+    model = numerics.gaussian_of([train])
     expected = model.squared_distances(test)
     test[level][-1, 0, 1] = bad
     found = model.squared_distances(test)
@@ -78,11 +74,11 @@ def test_what_is_not_finite_stays_in_its_image_and_at_its_positions(bad, level):
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
 def test_distances_with_a_network_in_half_precision(random_weights, precision, dtype):
-    """It rounds at each of its 13 convolutions, at random: sqrt(13) times what rounding the features does."""
+    """It rounds after each of its 13 convolutions: random errors add up to sqrt(13) times those of the features."""
     images = torch.randint(0, 256, (24, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     known, unknown = images[:20], images[20:]
     exact, half = (
-        Padim(config, weights=random_weights).fit([known], calibrate=False)
+        fitted(Padim(config, weights=random_weights), [known], calibrate=False)
         for config in (SMALL, dataclasses.replace(SMALL, precision=precision))
     )
     condition = numerics.Condition(exact.features(known), exact.features(unknown))
@@ -93,7 +89,7 @@ def test_distances_with_a_network_in_half_precision(random_weights, precision, d
 
 
 class Gpu(numerics.TensorFloat32):
-    """Rounds to TensorFloat-32 what a GPU would under the settings of the moment."""
+    """Rounds to TensorFloat-32 what a GPU would round under the current settings."""
 
     def __init__(self):
         super().__init__(numerics.CONVOLUTIONS | numerics.MATRIX_PRODUCTS)
@@ -108,7 +104,7 @@ class Gpu(numerics.TensorFloat32):
 
 @pytest.fixture
 def allowing_tf32():
-    """As a program around the package may do it; convolutions may be so by torch's default."""
+    """Products in TF32 are allowed, as a program around the package may do it; torch allows convolutions by default."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     yield
@@ -118,14 +114,14 @@ def allowing_tf32():
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="asks for the settings of torch 2.9")
 def test_neither_fit_nor_score_compute_in_tf32(random_weights, allowing_tf32):
     images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    expected = Padim(SMALL, weights=random_weights).fit([images]).score(images)
+    expected = fitted(Padim(SMALL, weights=random_weights), [images]).score(images)
     with Gpu():
-        found = Padim(SMALL, weights=random_weights).fit([images]).score(images)
+        found = fitted(Padim(SMALL, weights=random_weights), [images]).score(images)
     assert torch.equal(found.maps, expected.maps)
 
 
 def test_why_tf32_is_kept_out():
-    """The same Gaussians with it are a hundred times as far off as float32 may be."""
+    """With TF32, the same Gaussians have errors of more than a hundred times the bound for float32."""
     with numerics.TensorFloat32(numerics.MATRIX_PRODUCTS):
         found = numerics.measured(numerics.of_images(60))
     assert found.distances.max() > 100 * found.bounds.max()

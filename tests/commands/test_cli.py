@@ -411,6 +411,7 @@ def test_predict_refuses_what_is_no_model(run, weights_file, tmp_path):
     assert result.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_quietly_and_leaves_no_model(data_root, weights_file, tmp_path):
     data = tmp_path / "data/many/train/good"
     data.mkdir(parents=True)
@@ -496,6 +497,7 @@ def test_update_takes_more_images_into_a_model(data_root, weights_file, run, tmp
     assert (result.code, "--update is for one model" in result.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_tiles_from_training_to_prediction(data_root, weights_file, run, tmp_path):
     protocol = ["--size", 64, 96, "--tile", 64, 48, "--tile-overlap", 16, "--tile-model", "position", "--channels", 20]
     where = ["--category", "texture", "--data", data_root, "--output", tmp_path]

@@ -109,6 +109,7 @@ def test_the_step_that_is_best_on_the_test_images_is_said_to_be(data_root, weigh
     assert (result.code, "pass --eval" in result.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(data_root, weights_file, run, tmp_path):
     where = ["--data", data_root, "--weights", weights_file]
     many = [*FEW, "--steps", 30, *where]

@@ -194,6 +194,7 @@ def test_the_report_works_in_a_browser(run, data_root, weights_file, tmp_path):
 # padim-reproduce
 
 
+@pytest.mark.slow
 def test_reproduce_prints_and_writes_tables_and_does_nothing_twice(run, data_root, weights_file, tmp_path, monkeypatch):
     root = tmp_path / "data"
     root.mkdir()
@@ -251,6 +252,7 @@ def test_reproduce_goes_on_after_a_failure(run, data_root, weights_file, tmp_pat
         assert "say for which backbone, as in resnet18=FILE" in refused.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_every_process(data_root, weights_file, tmp_path):
     arguments = ("--ablation", "random100", "--category", "texture", "--data", data_root, "--weights", weights_file)
     command = [sys.executable, "-m", "padim.cli.reproduce", *arguments, "--seeds", "40", "--jobs", "2"]

@@ -37,6 +37,7 @@ def few(data_root, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "which"), [(2, "all"), (2, "tiles"), (4, "all"), (4, "few")])
 def test_the_model_is_that_of_one_process(processes, which, data_root, few, weights_file, run, tmp_path):
     """Eight images, or three and a broken one: even and uneven shares, and one without an image."""
@@ -97,6 +98,7 @@ def test_a_process_that_dies_stops_the_others(data_root, weights_file, tmp_path)
     assert model.read_text() == "an older one"
 
 
+@pytest.mark.slow
 def test_a_mistake_stops_all_of_them(data_root, weights_file, tmp_path):
     result = torchrun(2, "--data", data_root, "--weights", weights_file, "--output", tmp_path, "--epsilon", 0, "--json")
     assert result.returncode != 0

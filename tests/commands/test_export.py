@@ -76,6 +76,7 @@ def test_half_precision_halves_the_bytes_and_costs_digits(exported, tmp_path, mo
     assert size < 0.55 * (exported / "model.onnx").stat().st_size
 
 
+@pytest.mark.slow
 def test_what_one_file_cannot_hold_lies_beside_it(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "LARGEST_FILE", 1_000_000)
     path = tmp_path / "model.onnx"
@@ -122,6 +123,7 @@ def without_torch(tmp_path_factory):
     return folder / "bin/python"
 
 
+@pytest.mark.slow
 def test_predict_needs_no_torch_and_prints_the_same(exported, without_torch, data_root, run, tmp_path):
     has_torch = subprocess.run([without_torch, "-c", "import torch"], capture_output=True, text=True)
     assert "No module named 'torch'" in has_torch.stderr

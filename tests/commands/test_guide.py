@@ -150,6 +150,7 @@ def check_by_running(line, comment, run):
             assert Path(written).is_file(), f"{line}: there is no {written}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.stem)
 def test_the_commands_of_a_page_run(page, here, run):
     for language, code in blocks(page):

@@ -48,6 +48,7 @@ def stopped(process, number):
     return process.returncode, errors.decode()
 
 
+@pytest.mark.slow
 def test_files_are_scored_as_they_appear_and_not_again(model, data_root, tmp_path):
     folder, images = tmp_path / "in", sorted((data_root / "texture/test").rglob("*.png"))
     folder.mkdir()
@@ -76,6 +77,7 @@ def test_files_are_scored_as_they_appear_and_not_again(model, data_root, tmp_pat
     assert {line["path"] for line in lines()} == {str(folder / "third.png"), str(folder / "broken.png")}
 
 
+@pytest.mark.slow
 def test_a_file_that_is_being_written_waits(model, data_root, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -90,6 +92,7 @@ def test_a_file_that_is_being_written_waits(model, data_root, tmp_path):
     assert "error" not in line
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_nothing(model, data_root, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

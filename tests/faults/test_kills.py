@@ -65,6 +65,7 @@ def test_an_evaluation_leaves_whole_figures_or_none(data_root, weights_file, tmp
     assert figures(path) == expected
 
 
+@pytest.mark.slow
 def test_reproducing_leaves_whole_results_and_goes_on(data_root, weights_file, tmp_path, timed):
     where = ["--data", data_root, "--weights", weights_file, "--device", "cpu", "--jobs", 1, "--json"]
     reproduce = ["reproduce", "--ablation", "layer3", *where, "--output"]
@@ -112,6 +113,7 @@ def test_two_trainings_of_one_model_leave_a_whole_one(data_root, weights_file, t
     assert together in [(tmp_path / f"{seed}/texture/model.safetensors").read_bytes() for seed in (1, 2)]
 
 
+@pytest.mark.slow
 def test_two_runs_of_every_other_kind_into_one_folder(data_root, weights_file, tmp_path, run):
     where = ["--data", data_root, "--output", tmp_path]
     assert run("train", *SMALL, *where, "--weights", weights_file).code == 0

@@ -33,6 +33,7 @@ def train_and_evaluate(category, data, output, *options):
     return command("train", *where, *options), command("eval", *where)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("category", ["bottle", "grid"])
 def test_the_reference_figures(category, shared, tmp_path):
     weights = shared / "weights/resnet18-imagenet-layers1to3.pth"
@@ -80,6 +81,7 @@ def test_real_distances_are_numpys_and_scipys_in_float64(shared, merged):
         np.testing.assert_allclose(found[cell], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_wide_resnet_with_550_channels_fits_in_4_gib(shared, tmp_path):
     """With 120 images, and room for the features of 280 more at 1.8 MB each: the calibration keeps those of 400."""
     category = tmp_path / "data/bottle"
@@ -96,6 +98,7 @@ def test_wide_resnet_with_550_channels_fits_in_4_gib(shared, tmp_path):
         assert 2**30 < summary["peak_memory_bytes"] < 4 * 2**30 - 280 * 1.8e6
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(pytestconfig):
     script = pytestconfig.rootpath / "scripts/measure/memory.py"
     printed = subprocess.run([sys.executable, script], check=True, stdout=subprocess.PIPE).stdout

@@ -84,6 +84,7 @@ def images():
     return torch.randint(0, 256, (13, 3, 64, 64), dtype=torch.uint8, generator=generator)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_models_that_have_not_seen_the_image(random_weights, images):
     found = fitted(Padim(SMALL, weights=random_weights), [images[:5], images[5:]]).calibration.scores
     expected = []

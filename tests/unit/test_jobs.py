@@ -122,12 +122,14 @@ def folder(tmp_path, monkeypatch):
 # loky
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_costs_no_run(runs, perform, folder):
     assert perform([with_detector(runs[0], DiesOnce), *runs[1:]]) == {run.path.name: None for run in runs}
     assert (folder / "died").exists()
     assert all(run.path.exists() for run in runs)
 
 
+@pytest.mark.slow
 def test_a_run_that_kills_its_process_is_given_up_and_the_others_go_on(runs, perform):
     found = perform([with_detector(runs[0], kills_its_process), *runs[1:]])
     assert "its process died twice" in found.pop("0.json")
@@ -165,6 +167,7 @@ list(execute(pickle.load(open(sys.argv[1], "rb")), {"resnet18": sys.argv[2]}, "c
 """
 
 
+@pytest.mark.slow
 def test_processes_end_with_their_parent(runs, weights_file, folder):
     tasks = folder / "runs.pickle"
     tasks.write_bytes(pickle.dumps([with_detector(run, waits) for run in runs]))
@@ -182,6 +185,7 @@ def test_processes_end_with_their_parent(runs, weights_file, folder):
 # Clusters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "module"), [("dask", "distributed"), ("ray", "ray")])
 def test_a_cluster_does_all_runs(runs, perform, folder, backend, module):
     pytest.importorskip(module)

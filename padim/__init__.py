@@ -1,14 +1,18 @@
 """PaDiM: anomaly detection and localization in images, from normal images alone (Defard et al. 2020).
 
-The rooms, in the order of the data's way:
+A map, in reading order; `docs/architecture.md` has a line per file.
 
-    data        image files to pixels               backbones, embedding, pyramid   pixels to features
-    gaussian    features to distances               tiles, scoring                  distances to anomaly maps
-    calibration, model, cutpaste, detectors         what fits and scores, and by which names it goes
-    pipeline    train_category, evaluate_category, predict: what commands and programs call
-    evaluation, report, reproduction                metrics, pages and pictures, tables beside published figures
-    storage, deploy, system                         files, exported models and streams, the machine
-    cli         the commands
+    config, errors                          the configurations, and the errors that users can correct
+    data                                    image files to pixels
+    backbones, weights, extractor           pixels to feature maps (lite0: a backbone from packages)
+    embedding, pyramid                      feature maps to features
+    gaussian                                features to distances
+    tiles, scoring, calibration             distances to anomaly maps, image scores and thresholds
+    detectors, model, cutpaste              what a detector is, PaDiM, and the second one
+    pipeline, estimate                      what commands and programs call
+    evaluation, report, reproduction        metrics; pages and pictures; tables beside published figures
+    storage, deploy, system                 files; exported models and streams; the machine
+    cli                                     the commands
 """
 
 from __future__ import annotations

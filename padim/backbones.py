@@ -1,214 +1,52 @@
-"""Pretrained networks as feature extractors, and their weights."""
+"""The backbones by name: how each network is built, where its levels end, and where its weights come from.
+
+All of it is text, which `pkgutil.resolve_name` turns into the thing itself when it is needed: so the commands know the
+names without loading torch.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import pickle
-import sys
-import zipfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from pkgutil import resolve_name
-from typing import Any
-
-import safetensors.torch
-import torch
-from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
-from torchvision.models import WeightsEnum
-from torchvision.models.feature_extraction import create_feature_extractor
-
-from padim.architectures import ARCHITECTURES
-from padim.errors import PadimError, first_line
-from padim.storage.files import utf8_path
-from padim.system.device import autocast
-
-StateDict = Mapping[str, Tensor]
-Weights = Path | str | StateDict
-
-# Statistics of ImageNet for RGB in 0..1: all the weights here were trained with them.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 
-class Normalisation(nn.Module):
-    """Pixels into what networks trained on ImageNet expect."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """RGB images `[n, 3, h, w]`, uint8 or float in 0..1, with ImageNet's mean at 0 and its deviation at 1."""
-        images = images.float() if images.is_floating_point() else images / 255
-        return (images - self.mean) / self.std
-
-
-class Backbone(nn.Module):
-    """Images in, feature maps of the chosen layers out; nothing past the last of them is computed.
+@dataclass(frozen=True)
+class Architecture:
+    """A network that gives features.
 
     Attributes:
-        shapes: channels, height and width of every level, in the order of the layers.
+        build: a function that makes the network.
+        levels: the modules whose outputs are the levels `layer1` to `layer4`.
+        weights: one of torchvision's weights, or a function that gives a state dict.
+        leaves: a function that gives the classes of modules that tracing must not enter, if there are any.
     """
 
-    def __init__(self, name: str, layers: Sequence[str], image_size: tuple[int, int], precision: str = "fp32") -> None:
-        """A backbone for images of one size (height, width), still without weights: see `load_weights`.
-
-        Raises:
-            PadimError: the package that the backbone comes from isn't installed.
-        """
-        super().__init__()
-        architecture = ARCHITECTURES[name]
-        with torch.device("meta"):
-            network = resolve_name(architecture.build)().eval()
-        self.network = create_feature_extractor(
-            network,
-            {architecture.levels[layer]: layer for layer in layers},
-            tracer_kwargs={"leaf_modules": resolve_name(architecture.leaves)() if architecture.leaves else []},
-        ).requires_grad_(False)
-        levels = self.network(torch.empty(1, 3, *image_size, device="meta")).values()
-        self.shapes: list[tuple[int, int, int]] = [tuple(level.shape[1:]) for level in levels]
-        self.name = name
-        self.precision = precision
-        self.normalise = Normalisation()
-        self._weights: dict[str, Tensor] = {}
-        self.eval()
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Feature maps `[n, c_l, h_l, w_l]`, float32, of RGB images `[n, 3, h, w]`: uint8, or float in 0..1."""
-        images = self.normalise(images).contiguous(memory_format=torch.channels_last)
-        with autocast(images.device, self.precision):
-            return [features.float() for features in self.network(images).values()]
-
-    def weights(self) -> dict[str, Tensor]:
-        """The weights up to the last used layer as they were loaded, in the keys of the architecture's own library."""
-        return dict(self._weights)
-
-    def load_weights(self, weights: StateDict) -> None:
-        """Take the needed weights out of a state dict, which may hold more; once, since BatchNorm is folded in then.
-
-        Raises:
-            PadimError: a needed key is missing, has another shape or holds values that are not finite.
-        """
-        wanted = self.network.state_dict()
-        taken = matching(weights, {key: value for key, value in wanted.items() if not is_counter(key)}, self.name)
-        self._weights = {key: value.clone() for key, value in taken.items()}
-        counters = {key: torch.zeros((), dtype=torch.int64) for key in wanted if is_counter(key)}
-        self.network.load_state_dict(taken | counters, assign=True)
-        self.network = fuse(self.network.eval(), inplace=True, no_trace=True).to(memory_format=torch.channels_last)
+    build: str
+    levels: Mapping[str, str]
+    weights: str
+    leaves: str | None = None
 
 
-def is_counter(key: str) -> bool:
-    """Whether a key is BatchNorm's count of training batches, which inference has no use for."""
-    return key.endswith("num_batches_tracked")
+_RESNET = {f"layer{level}": f"layer{level}" for level in range(1, 5)}
 
-
-def matching(weights: StateDict, wanted: StateDict, name: str) -> dict[str, Tensor]:
-    """What a network of a name wants of a state dict, which may hold more, in float32.
-
-    Raises:
-        PadimError: a wanted key is missing, has another shape or holds values that are not finite.
-    """
-    taken = {}
-    for key, expected in wanted.items():
-        if key not in weights:
-            raise PadimError(f"the weights for {name} have no key {key!r}")
-        found = weights[key]
-        if found.shape != expected.shape:
-            shapes = f"{list(found.shape)}, expected {list(expected.shape)}"
-            raise PadimError(f"the weights for {name} have {key!r} of shape {shapes}")
-        taken[key] = found.float()
-        if not bool(taken[key].isfinite().all()):
-            raise PadimError(f"the weights for {name} have values in {key!r} that are not finite")
-    return taken
-
-
-def digest(weights: StateDict) -> str:
-    """SHA-256 of names, shapes and float32 values, whatever file or order they come in."""
-    sha = hashlib.sha256()
-    for key in sorted(weights):
-        value = weights[key].float().cpu().contiguous()
-        sha.update(f"{key} {list(value.shape)}\n".encode())
-        sha.update(value.numpy().data)
-    return sha.hexdigest()
-
-
-def weights_from(weights: Weights | None, backbone: str) -> StateDict:
-    """Weights as they are, from their file, or by default the published ones.
-
-    Raises:
-        PadimError: they can't be read or downloaded.
-    """
-    if weights is None:
-        return download_weights(backbone)
-    return read_weights(Path(weights)) if isinstance(weights, Path | str) else weights
-
-
-def read_weights(path: Path) -> StateDict:
-    """A state dict from a `.safetensors` or a `.pth` file; the latter is never allowed to run code.
-
-    Raises:
-        PadimError: the file can't be read, or is something else than a state dict.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            with utf8_path(path) as opened:
-                return safetensors.torch.load_file(opened)
-        if _is_compressed(path):
-            raise ValueError("compressed, which torch never does and which could fill the memory")
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise PadimError(f"can't read the weights {path}: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        raise PadimError(f"refused the weights {path}: not a plain state dict, or damaged") from error
-    except Exception as error:  # a damaged file can fail anywhere in the readers
-        raise PadimError(f"can't read the weights {path}: {first_line(error)}") from error
-    if not isinstance(weights, Mapping) or not all(isinstance(key, str) and _is_plain(weights[key]) for key in weights):
-        raise PadimError(f"the weights {path} are not a state dict (names -> tensors)")
-    return {key: value.detach() for key, value in weights.items()}
-
-
-def _is_compressed(path: Path) -> bool:
-    """Whether a file is a zip archive of compressed entries."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value is a tensor that has all of its numbers, and neither a sparse one nor the like."""
-    return (
-        isinstance(value, Tensor)
-        and (value.layout, value.device.type, value.is_quantized) == (torch.strided, "cpu", False)
-        and value.nbytes <= value.untyped_storage().nbytes()
-    )
-
-
-def download_weights(name: str) -> StateDict:
-    """The published ImageNet weights of a backbone, from the local cache where they are there already.
-
-    Raises:
-        PadimError: they can't be had; the message says how to get them elsewhere.
-    """
-    weights = resolve_name(ARCHITECTURES[name].weights)
-    if isinstance(weights, WeightsEnum):
-        return _from_hub(weights)
-    state: StateDict = weights()
-    return state
-
-
-def _from_hub(weights: WeightsEnum) -> StateDict:
-    """Weights through torch's hub cache, checked against the digest in their name."""
-    try:
-        state: StateDict = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
-        return state
-    except Exception as error:  # network, disk, digest or a damaged cache
-        raise PadimError(
-            f"can't get the weights from {weights.url} ({first_line(error)}): fetch that file on a machine"
-            " with a network and pass it with --weights FILE"
-        ) from error
+ARCHITECTURES = {
+    "resnet18": Architecture(
+        "torchvision.models:resnet18", _RESNET, "torchvision.models:ResNet18_Weights.IMAGENET1K_V1"
+    ),
+    "wide_resnet50_2": Architecture(
+        "torchvision.models:wide_resnet50_2", _RESNET, "torchvision.models:Wide_ResNet50_2_Weights.IMAGENET1K_V1"
+    ),
+    # The paper's layers 7, 20 and 26 count the blocks from 0; the fourth is the last block.
+    "efficientnet_b5": Architecture(
+        "torchvision.models:efficientnet_b5",
+        {"layer1": "features.2", "layer2": "features.5.0", "layer3": "features.5", "layer4": "features.7"},
+        "torchvision.models:EfficientNet_B5_Weights.IMAGENET1K_V1",
+    ),
+    # The stages that end at strides 4, 8, 16 and 32.
+    "efficientnet_lite0": Architecture(
+        "padim.lite0:build",
+        {"layer1": "blocks.1", "layer2": "blocks.2", "layer3": "blocks.4", "layer4": "blocks.6"},
+        "padim.lite0:weights",
+        "padim.lite0:leaves",
+    ),
+}

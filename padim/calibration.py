@@ -80,9 +80,9 @@ class Calibration:
     def threshold(self, false_alarm_rate: float) -> float:
         """The image score that a fresh normal image reaches with at most this probability.
 
-        Of n + 1 scores that come from one source, the last is as likely as any to be among the k
-        largest; so the threshold is just above the k-th largest of the n, with k - 1 the whole part
-        of rate (n + 1) - 1 (split conformal prediction).
+        Of n + 1 scores that come from one source, the last is among the k largest with probability
+        k / (n + 1). So k is the whole part of rate (n + 1), and the threshold lies just above the k-th
+        largest of the n (split conformal prediction).
 
         Raises:
             PadimError: n images can't vouch for so small a rate.
@@ -129,7 +129,7 @@ class Thresholds:
 
     @classmethod
     def calibrated(cls, calibration: Calibration | None, default: float, rate: float | None = None) -> Thresholds:
-        """The thresholds for a false-positive rate of images, or for the default one.
+        """The thresholds for a false-alarm rate, or for the default one.
 
         Without a calibration there are none. A default that is too small for the number of images gives way to the
         smallest rate that they can vouch for.

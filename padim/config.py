@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
-from padim.architectures import ARCHITECTURES
+from padim.backbones import ARCHITECTURES
 from padim.errors import PadimError
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
@@ -215,16 +215,20 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise PadimError(f"{path} is not a TOML file: {error}") from error
 
 
+def presets() -> list[str]:
+    """The names of the configurations that come along, sorted."""
+    return sorted(path.stem for path in _preset_folder().glob("*.toml"))
+
+
 def preset_path(name: str) -> Path:
     """The file of a preset.
 
     Raises:
         PadimError: there is no preset of that name; the message lists those there are.
     """
-    presets = {path.stem: path for path in _preset_folder().glob("*.toml")}
-    if name not in presets:
-        raise PadimError(f"there is no preset {name!r}; there are {', '.join(sorted(presets))}")
-    return presets[name]
+    if name not in presets():
+        raise PadimError(f"there is no preset {name!r}; there are {', '.join(presets())}")
+    return _preset_folder() / f"{name}.toml"
 
 
 def _preset_folder() -> Path:
@@ -234,7 +238,7 @@ def _preset_folder() -> Path:
 
 
 def kinds(config: type[BaseConfig]) -> dict[str, tuple[type, bool]]:
-    """The type of every field of a class of configurations, or of its entries, and whether it can have several."""
+    """Name of a field -> its type, or that of its entries, and whether it is a tuple."""
     hints = {name: hint for name, hint in get_type_hints(config).items() if name in config.__dataclass_fields__}
     return {name: ((get_args(hint) or (hint,))[0], get_origin(hint) is tuple) for name, hint in hints.items()}
 

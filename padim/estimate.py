@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from padim.backbones import Backbone
 from padim.config import BaseConfig, Config
 from padim.cutpaste.augment import CLASSES
 from padim.cutpaste.config import CutPasteConfig
@@ -13,6 +12,7 @@ from padim.cutpaste.network import EMBEDDING, CutPasteNetwork
 from padim.detectors.options import FitOptions
 from padim.embedding import draw_channels, split_by_level
 from padim.errors import PadimError
+from padim.extractor import Backbone
 from padim.gaussian.moments import IMAGES_PER_BATCH
 from padim.model import KEPT_BYTES, KEPT_IMAGES
 from padim.pyramid import Pyramid

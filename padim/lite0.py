@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from padim.backbones import StateDict, read_weights
 from padim.errors import PadimError
+from padim.weights import StateDict, read_weights
 
 
 def _package(name: str) -> Any:

@@ -10,7 +10,6 @@ from operator import length_hint
 import torch
 from torch import Tensor
 
-from padim.backbones import Backbone, StateDict, Weights, digest, weights_from
 from padim.calibration import Calibration, Tally
 from padim.config import Config
 from padim.detectors.contract import Batches, Detector, images_of
@@ -18,6 +17,7 @@ from padim.detectors.options import FitOptions, FitResult
 from padim.detectors.scores import Scores
 from padim.embedding import ChannelSelection, draw_channels
 from padim.errors import PadimError
+from padim.extractor import Backbone
 from padim.gaussian.moments import Moments, rebatch
 from padim.gaussian.shared import Gaussian
 from padim.pyramid import Pyramid
@@ -29,6 +29,7 @@ from padim.system import distributed
 from padim.system.device import full_float32
 from padim.system.progress import OnProgress, silent
 from padim.tiles import Tiling
+from padim.weights import StateDict, Weights, digest, weights_from
 
 # The calibration scores the training images again. It keeps their features from the first pass where they are few,
 # and else reads the images a second time. So many images, in so many bytes, are few: each has 0.3 MB of features for
@@ -50,7 +51,7 @@ class Padim(Detector):
 
     configuration = Config
     has_maps = True
-    embedded = "backbone."
+    backbone_prefix = "backbone."
     config: Config
 
     def __init__(self, config: Config | None = None, *, weights: Weights | None = None, device: str = "cpu") -> None:
@@ -114,18 +115,23 @@ class Padim(Detector):
             count, images = moments.count, moments.count // self.tiling.examples
             if images < 2:
                 raise PadimError(f"a Gaussian needs at least two training images, there is {images}")
-            sums = moments.copy() if options.keep_moments or options.update else None
-            gaussian = Gaussian.fit(moments, self.config.epsilon)
+            carried = moments.copy() if options.keep_moments or options.update else None
+            gaussian = Gaussian.fit(moments, self.config.epsilon)  # which uses the moments up
             calibration = None
             if options.calibrate and images > 2:
                 again = self._features_of(batches) if kept is None and not isinstance(batches, Iterator) else kept
                 calibration = self._calibrate(gaussian, again or [], count)
         # Only now that all has gone well does the model change.
-        self.gaussian, self.moments = gaussian, sums
-        before = self.calibration if options.update else None
-        self.calibration = before.joined(calibration) if before and calibration else calibration or before
+        self.gaussian, self.moments = gaussian, carried
+        self.calibration = self._joined(calibration) if options.update else calibration
         self.note_fit(images, options)
         return FitResult(images)
+
+    def _joined(self, calibration: Calibration | None) -> Calibration | None:
+        """The calibration so far together with that of further images, where there are both."""
+        if self.calibration and calibration:
+            return self.calibration.joined(calibration)
+        return calibration or self.calibration
 
     def _can_keep(self, examples: int) -> bool:
         """Whether the features of so many images, or tiles that share a model, may stay in memory."""
@@ -201,7 +207,7 @@ class Padim(Detector):
         if self.moments:
             tensors |= moments_tensors(self.moments)
         if options.embed_backbone:
-            tensors |= {f"{self.embedded}{key}": value for key, value in self.backbone.weights().items()}
+            tensors |= {f"{self.backbone_prefix}{key}": value for key, value in self.backbone.weights().items()}
         return tensors
 
     def restore(self, tensors: StateDict, provenance: Provenance) -> None:

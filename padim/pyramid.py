@@ -14,7 +14,7 @@ from padim.errors import PadimError
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Grids `(h_l, w_l)` that nest, coarsest first, and the order of their cells.
+    """Grids `(h_i, w_i)` that nest, coarsest first, and the order of their cells.
 
     The cells of a level are grouped by the coarsest cell that they lie in, within it by the next
     coarser one, and so on. `cells = h * w` of a level; n images, d channels.

@@ -16,6 +16,7 @@ from padim.cli.options import (
     add_rate_option,
     add_report_option,
     add_scoring_options,
+    add_strict_option,
     category_from,
     in_own_folders,
     pick_device,
@@ -36,6 +37,7 @@ def parser(prog: str = "padim-eval") -> Parser:
     add_output_option(result)
     add_scoring_options(result)
     add_machine_options(result)
+    add_strict_option(result)
     add_rate_option(result, "as trained")
     add_report_option(result)
     result.add_argument("--json", action="store_true", help="print one JSON object per category instead of the table")

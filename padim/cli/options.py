@@ -72,11 +72,15 @@ def add_rate_option(parser: argparse._ActionsContainer, default: str) -> None:
     )
 
 
-def add_report_option(parser: argparse._ActionsContainer) -> None:
+def add_report_option(parser: argparse._ActionsContainer, implied: str = "") -> None:
     """`--report`."""
-    parser.add_argument(
-        "--report", action="store_true", help="write an HTML page with curves and every image beside the evaluation"
-    )
+    what = "write an HTML page with curves and every image beside the evaluation"
+    parser.add_argument("--report", action="store_true", help=f"{implied}{what}")
+
+
+def add_strict_option(parser: argparse._ActionsContainer) -> None:
+    """`--strict`."""
+    parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image or mask")
 
 
 def add_machine_options(parser: argparse._ActionsContainer) -> None:
@@ -88,7 +92,6 @@ def add_machine_options(parser: argparse._ActionsContainer) -> None:
         help="where to compute: cpu, cuda, cuda:1, mps (default: auto, a GPU where there is one)",
     )
     add_workers_option(parser)
-    parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image or mask")
 
 
 def add_workers_option(parser: argparse._ActionsContainer) -> None:

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from padim.cli.command import USER_ERROR, Parser, command, progress_bars
-from padim.cli.options import add_machine_options, add_rate_option, add_scoring_options, finite, pick_device
+from padim.cli.options import (
+    add_machine_options,
+    add_rate_option,
+    add_scoring_options,
+    add_strict_option,
+    finite,
+    pick_device,
+)
 from padim.errors import ImageError, PadimError
 
 if TYPE_CHECKING:
@@ -76,6 +83,7 @@ def parser(prog: str = "padim-predict") -> Parser:
     )
     add_scoring_options(result)
     add_machine_options(result)
+    add_strict_option(result)
     return result
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from padim.cli.options import positive
-from padim.config import BaseConfig, Config, kinds, preset_path
+from padim.config import BaseConfig, Config, kinds, preset_path, presets
 from padim.detectors.registry import CONFIGURATIONS, read_config
 from padim.errors import PadimError
 
@@ -37,7 +37,7 @@ def add_source_options(parser: argparse._ActionsContainer) -> None:
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--config", type=Path, metavar="FILE", help="configuration, a TOML file")
-    source.add_argument("--preset", metavar="NAME", help="a configuration that comes along (default: pytorch-r18)")
+    source.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(presets())} (default: pytorch-r18)")
 
 
 def add_size_option(parser: argparse._ActionsContainer) -> None:
@@ -47,7 +47,7 @@ def add_size_option(parser: argparse._ActionsContainer) -> None:
         type=positive,
         nargs="+",
         metavar="N",
-        help="side, or height and width: --resize to it, without --crop",
+        help="side, or height and width: resize the whole image to it, without a crop",
     )
 
 
@@ -65,7 +65,7 @@ def add_field_options(parser: argparse.ArgumentParser, method: str) -> None:
             type=kind,
             nargs="*" if several else None,
             choices=choices,
-            metavar=None if choices and not several else "N" if kind is int else kind.__name__.upper(),
+            metavar=None if choices else "N" if kind is int else kind.__name__.upper(),
             help=f"{field.metadata['help']} (default: {shown})",
         )
 

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from padim.architectures import ARCHITECTURES
+from padim.backbones import ARCHITECTURES
 from padim.cli.command import USER_ERROR, Parser, command, progress_bars
 from padim.cli.options import add_data_option, pick_device, positive
 from padim.cli.tables import aligned
@@ -85,10 +85,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-reproduce") 
     if options.address:  # other machines have other working directories
         options.data, options.output = options.data.absolute(), options.output.absolute()
 
-    from padim.backbones import digest, weights_from
     from padim.reproduction.experiments import ablation, ablations, preset
     from padim.reproduction.tables import table
     from padim.storage.files import check_writable
+    from padim.weights import digest, weights_from
 
     names = ablations() if "all" in options.ablation else options.ablation
     experiments = [*map(preset, options.preset), *map(ablation, names)] or [preset("pytorch-r18")]

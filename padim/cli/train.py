@@ -19,6 +19,7 @@ from padim.cli.options import (
     add_output_option,
     add_rate_option,
     add_report_option,
+    add_strict_option,
     category_from,
     in_own_folders,
     pick_device,
@@ -65,8 +66,11 @@ def parser(prog: str = "padim-train", method: str = Config.method) -> Parser:
     )
     add_rate_option(result, f"{FALSE_ALARM_RATE}, or that of the updated model")
     result.add_argument("--eval", action="store_true", help="evaluate each model as padim-eval does, in the same run")
-    add_report_option(result)
-    result.add_argument("--json", action="store_true", help="print the summary as JSON, one object per category")
+    add_report_option(result, "implies --eval; ")
+    add_strict_option(result)
+    result.add_argument(
+        "--json", action="store_true", help="print the summary as JSON, one object per category, and one per evaluation"
+    )
     add_folder_options(result, train=True)
     _add_look_options(result, method)
     add_machine_options(result.add_argument_group("the machine: these change the speed, and neither model nor figures"))
@@ -96,7 +100,9 @@ def _add_fit_options(group: argparse._ActionsContainer, method: str) -> None:
         )
     if "update" not in refused:
         group.add_argument(
-            "--keep-moments", action="store_true", help="let the model file carry what --update takes, which doubles it"
+            "--keep-moments",
+            action="store_true",
+            help="let the model file carry the sums that --update needs, which nearly doubles it",
         )
         group.add_argument(
             "--update",
@@ -138,10 +144,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
     if getattr(options, "show_augmentations", None):
         return _each(names, lambda name: str(_augmentations(category_from(options, name), config, options)))
 
-    from padim.backbones import weights_from
     from padim.detectors.registry import detector_class
     from padim.pipeline.train import train_category
     from padim.system.distributed import connected, local_device, processes, rank
+    from padim.weights import weights_from
 
     device = local_device(pick_device(options.device))
     detector_class(config.method).check(_fit_options(options))
@@ -168,6 +174,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
                 if rank() > 0:  # the first process has all that there is to say
                     continue
                 summary = trained.summary()
+                _warn_of_rate(summary, options.false_alarm_rate)
                 print(json.dumps(summary) if options.json else _readable(summary), flush=True)
                 if options.eval:
                     evaluations.append(evaluated(trained.detector, category, options, progress))
@@ -309,13 +316,27 @@ def _augmentations(category: Category, config: BaseConfig, options: argparse.Nam
     return path
 
 
+def _warn_of_rate(summary: Mapping[str, Any], asked: float | None) -> None:
+    """Say that the images are too few for the rate that was asked for, where they are."""
+    rate = summary["false_alarm_rate"]
+    if asked and rate and rate > asked:
+        log.warning(
+            "%s: %d images support a false-alarm rate of %.3g and more, which is taken instead of %g",
+            *(summary["category"], summary["images"], rate, asked),
+        )
+
+
 def _readable(summary: Mapping[str, Any]) -> str:
     skipped = f", {summary['skipped']} skipped" if summary["skipped"] else ""
+    threshold = ", no threshold"
+    if summary["threshold"] is not None:
+        threshold = (
+            f", threshold {summary['threshold']:.4f} for a false-alarm rate of {summary['false_alarm_rate']:.3g}"
+        )
     return (
         f"{summary['category']}: {summary['images']} images{skipped} in {summary['seconds']:.1f} s"
         f" ({summary['images_per_second']:.1f} images/s), peak memory {summary['peak_memory_bytes'] / 1e6:.0f} MB,"
-        f" {summary['model']} ({summary['model_bytes'] / 1e6:.0f} MB)"
-        + (f", threshold {summary['threshold']:.4f}" if summary["threshold"] is not None else ", no threshold")
+        f" {summary['model']} ({summary['model_bytes'] / 1e6:.0f} MB){threshold}"
     )
 
 

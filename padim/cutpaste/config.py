@@ -43,20 +43,20 @@ class CutPasteConfig(BaseConfig):
     initial: str = option("imagenet", "weights of the backbone before the training", INITIAL_WEIGHTS)
     head_layers: int = option(1, "layers of 512 in the projection head")
     sspcab: str = option("none", "where the predictive block stands", PLACES)
-    sspcab_weight: float = option(0.01, "weight of its error in the loss")
+    sspcab_weight: float = option(0.01, "weight of the predictive block's error in the loss")
 
     steps: int = option(500, "updates of the weights; 0 takes them as they are")
     training_batch: int = option(96, "images per step, each of them once for every class")
-    learning_rate: float = option(0.03, "its upper end")
+    learning_rate: float = option(0.03, "largest learning rate")
     cosine_steps: int = option(
-        10, "steps in which it falls to 0, to rise again in as many; 0 falls once, over all steps"
+        10, "steps in which the learning rate falls to 0, to rise again in as many; 0: it falls once, over all steps"
     )
-    momentum: float = option(0.9, "of the gradient descent")
-    weight_decay: float = option(3e-5, "of all weights")
+    momentum: float = option(0.9, "momentum of the gradient descent")
+    weight_decay: float = option(3e-5, "weight decay")
     frozen_steps: int = option(20, "steps in which the weights that were not random at first stay as they are")
 
     density: str = option("gaussian", "what is fitted to the embeddings of the training images", DENSITIES)
-    bandwidth: float = option(1.0, "of the kernel density")
+    bandwidth: float = option(1.0, "bandwidth of the kernel density")
     select: str = option("last", "step whose weights are taken; best-on-test has seen the test images", SELECTIONS)
     test_steps: int = option(10, "steps from one look at the test images to the next, for best-on-test")
 

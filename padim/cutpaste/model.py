@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from padim.backbones import StateDict, Weights, digest, weights_from
 from padim.calibration import Calibration
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.density import GaussianDensity, KernelDensity
@@ -28,6 +27,7 @@ from padim.storage.tensorfile import STORAGES, take
 from padim.system import distributed
 from padim.system.device import all_cores, autocast, full_float32
 from padim.system.progress import OnProgress, silent
+from padim.weights import StateDict, Weights, digest, weights_from
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class CutPaste(Detector):
 
     configuration = CutPasteConfig
     has_maps = False
-    embedded = "network.resnet."
+    backbone_prefix = "network.resnet."
     config: CutPasteConfig
 
     def __init__(
@@ -173,7 +173,7 @@ class CutPaste(Detector):
             yield torch.from_numpy(images[start : start + size]).permute(0, 3, 1, 2).to(self.device)
 
     def _image_auroc(self, tests: Sequence[tuple[Tensor, Tensor]]) -> float:
-        """That of the detector as it is on batches of images and whether each is anomalous."""
+        """The image AUROC on labelled batches."""
         scores = torch.cat([self.score(images).images for images, _ in tests])
         labels = torch.cat([labels for _, labels in tests])
         return Curve.of(labels.cpu().numpy(), scores.cpu().numpy()).area()

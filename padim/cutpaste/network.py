@@ -9,10 +9,11 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from padim.backbones import Normalisation, StateDict, is_counter, matching
 from padim.cutpaste.augment import CLASSES
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.sspcab import SSPCAB
+from padim.extractor import Normalisation
+from padim.weights import StateDict, is_counter, matching
 
 EMBEDDING = 512  # channels of ResNet18's last layer
 _PROJECTION = 128

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from padim.backbones import StateDict
 from padim.cutpaste.checkpoint import Checkpoint, LoggedStep
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.network import CutPasteNetwork
@@ -21,6 +20,7 @@ from padim.detectors.options import FitOptions, FitResult
 from padim.errors import PadimError
 from padim.system.progress import OnProgress, Progress
 from padim.system.signals import stop_requests
+from padim.weights import StateDict
 
 log = logging.getLogger(__name__)
 

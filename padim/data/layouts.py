@@ -118,7 +118,7 @@ def _check_apart(folders: list[Path]) -> None:
 
 
 def _by_kind(folder: Path, masks: Path | None) -> list[Item]:
-    """The images in the folders of a folder, searched recursively, which are called by their defect types."""
+    """Test images below a folder; the names of its subfolders are defect types."""
     items = []
     for kind in sorted(path for path in folder.iterdir() if path.is_dir()):
         defect = GOOD if kind.name in _NORMAL else kind.name
@@ -140,7 +140,7 @@ def _mask_folder(path: Path) -> Path | None:
 
 
 def _labelled(folder: Path) -> list[Item]:
-    """The images in the folders of a folder, which are called by their defect types; none if it isn't there.
+    """The images in the subfolders of a folder, whose names are defect types; none if it isn't there.
 
     A defective image without a mask gets the name that its mask should have, so that its absence
     is noticed where masks are read, unless there is no ground truth at all.

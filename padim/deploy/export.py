@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from padim.backbones import digest
 from padim.deploy.runtime import EXPORT_VERSION, Runtime
 from padim.detectors.contract import Detector
 from padim.detectors.options import FitOptions
 from padim.errors import PadimError
 from padim.storage.files import atomic_write
+from padim.weights import digest
 
 # How far ONNX Runtime may lie from torch, relative to the largest distance.
 TOLERANCE = 1e-3

@@ -21,7 +21,7 @@ from padim.storage.files import utf8_path
 from padim.storage.provenance import Provenance
 
 if TYPE_CHECKING:
-    from padim.backbones import Weights
+    from padim.weights import Weights
 
 # The version of the metadata of an exported model.
 EXPORT_VERSION = 1

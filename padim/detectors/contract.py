@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from padim.backbones import Weights
 from padim.calibration import PIXEL_RATES, Calibration
 from padim.config import FALSE_ALARM_RATE, BaseConfig
 from padim.detectors.options import FitOptions, FitResult
@@ -25,9 +24,15 @@ from padim.storage.tensorfile import take
 from padim.system.device import find_device, full_float32
 from padim.system.progress import OnProgress, silent
 from padim.version import __version__
+from padim.weights import Weights
 
 # Images `[n, 3, h, w]` in batches; of a pair like those that a `DataLoader` gives, the first entry is taken.
 Batches = Iterable[Tensor | Sequence[Tensor]]
+
+
+_UNFITTED = Provenance(
+    category="", images=0, false_alarm_rate=FALSE_ALARM_RATE, weights_sha256="", padim_version=__version__
+)
 
 
 class Detector(nn.Module, ABC):
@@ -39,7 +44,7 @@ class Detector(nn.Module, ABC):
     Attributes:
         configuration: the class of its configuration.
         has_maps: whether it gives anomaly maps, or image scores only.
-        embedded: what the keys of the backbone's weights begin with in a model file.
+        backbone_prefix: what the keys of the backbone's weights begin with in a model file.
         config: the protocol.
         device: where it computes.
         provenance: where it comes from.
@@ -48,7 +53,7 @@ class Detector(nn.Module, ABC):
 
     configuration: ClassVar[type[BaseConfig]]
     has_maps: ClassVar[bool]
-    embedded: ClassVar[str]
+    backbone_prefix: ClassVar[str]
     config: BaseConfig
 
     def __init__(
@@ -72,7 +77,7 @@ class Detector(nn.Module, ABC):
         super().__init__()
         self.config = config or self.configuration()
         self.device = find_device(device)
-        self.provenance = Provenance("", 0, FALSE_ALARM_RATE, "", __version__)
+        self.provenance = _UNFITTED
         self.calibration: Calibration | None = None
 
     @property
@@ -196,7 +201,11 @@ class Detector(nn.Module, ABC):
         tensors, config, provenance = modelfile.read(Path(path), cls.configuration)
         config = dataclasses.replace(config, precision=precision or config.precision)
         try:
-            own = {key.removeprefix(cls.embedded): tensors[key] for key in tensors if key.startswith(cls.embedded)}
+            own = {
+                key.removeprefix(cls.backbone_prefix): tensors[key]
+                for key in tensors
+                if key.startswith(cls.backbone_prefix)
+            }
             detector = cls(config, weights=weights or own or None, device=device)
             detector.restore(tensors, provenance)
             detector.calibration = _calibration(tensors, provenance.images)
@@ -206,8 +215,8 @@ class Detector(nn.Module, ABC):
         return detector
 
     def note_fit(self, images: int, options: FitOptions) -> None:
-        """Note what the model will say of itself."""
-        before = self.provenance if options.update else Provenance("", 0, FALSE_ALARM_RATE, "", "")
+        """Note in the provenance what was fitted; the last thing that a fit does."""
+        before = self.provenance if options.update else _UNFITTED
         self.provenance = dataclasses.replace(
             self.provenance,
             category=options.category or before.category,

@@ -11,8 +11,8 @@ from padim.config import BaseConfig, Config, read_toml
 from padim.errors import PadimError
 
 if TYPE_CHECKING:
-    from padim.backbones import Weights
     from padim.detectors.contract import Detector
+    from padim.weights import Weights
 
 # Method -> its configuration, which is cheap to import, and its detector, which is imported when it is needed.
 _METHODS = {

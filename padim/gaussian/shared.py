@@ -168,7 +168,7 @@ def covariance(moments: Moments, epsilon: float) -> Blocks:
 
 
 def _check_variances(blocks: Blocks, n: int, epsilon: float) -> None:
-    """Refuse an epsilon that rounding errors drown where n images leave directions to it.
+    """Refuse an epsilon below the rounding errors, where the covariance would be singular without it.
 
     Where a covariance has as many large variances as there are images, or more, some of its directions have no
     variance but epsilon; `docs/numerics.md` has the measurements.
@@ -179,7 +179,7 @@ def _check_variances(blocks: Blocks, n: int, epsilon: float) -> None:
     variances = [row[-1].diagonal(dim1=1, dim2=2) for row in blocks if row[-1].numel()]
     if not all(bool(level.isfinite().all()) for level in variances):
         raise PadimError("the variances of the features are too large for float32: check the weights")
-    rounding = 100 * torch.finfo(torch.float32).eps / 2
+    rounding = 100 * torch.finfo(torch.float32).eps / 2  # relative; what long sums were measured to lose
     large = sum(int((rounding * level > epsilon).sum(dim=1).max()) for level in variances)
     if n <= large:
         least = rounding * max(float(level.max()) for level in variances)

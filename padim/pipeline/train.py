@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from padim.backbones import Weights
 from padim.calibration import Thresholds
 from padim.config import BaseConfig
 from padim.data.items import Category, Item
@@ -27,6 +26,7 @@ from padim.storage.files import check_writable, write_json
 from padim.system import distributed
 from padim.system.machine import peak_memory
 from padim.system.progress import OnProgress, silent, tracked
+from padim.weights import Weights
 
 
 @dataclass(frozen=True)

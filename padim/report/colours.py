@@ -22,6 +22,7 @@ class ColourScale:
     @classmethod
     def about(cls, threshold: float | None, dimensions: int) -> ColourScale:
         """The threshold in the middle; without one, what normal features of so many dimensions seldom reach."""
+        # Distances of d normal features are about the root of d; four times that is far out.
         high = 4 * math.sqrt(dimensions) if threshold is None else 2 * threshold
         return cls(0, max(high, 1e-3))  # images that never vary have no distances
 

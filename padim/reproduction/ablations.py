@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from padim.backbones import Weights
 from padim.config import Config
 from padim.detectors.contract import Batches
 from padim.detectors.options import FitOptions, FitResult
@@ -25,6 +24,7 @@ from padim.scoring import AnomalyMap, image_scores
 from padim.system.device import full_float32
 from padim.system.progress import OnProgress, silent
 from padim.tiles import Tiling
+from padim.weights import Weights
 
 
 class _AllChannels(Padim):

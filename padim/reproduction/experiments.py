@@ -1,4 +1,4 @@
-"""Many experiments on many categories: what there is to run, one run, and the table of all of them."""
+"""Experiments: presets and the paper's comparisons, and one run of an experiment on one category."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from padim.backbones import Backbone, StateDict
 from padim.config import BaseConfig, Config, preset_path
 from padim.data.items import Category
 from padim.detectors.contract import Detector
@@ -18,12 +17,14 @@ from padim.detectors.options import FitOptions
 from padim.detectors.registry import new_detector, read_config
 from padim.errors import PadimError
 from padim.estimate import estimate
+from padim.extractor import Backbone
 from padim.pipeline.evaluate import evaluate_category
 from padim.pipeline.train import train_category
 from padim.reproduction.ablations import PcaPadim, SumOfMaps
 from padim.reproduction.tables import COUNTS, METRICS
 from padim.storage.files import write_json
 from padim.version import __version__
+from padim.weights import StateDict
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class Run:
 
 
 def _are_figures(figures: Mapping[str, Any]) -> bool:
-    """Whether figures from a file are such as `table` takes.
+    """Whether figures from a file are such as `padim.reproduction.tables.table` takes.
 
     Raises:
         KeyError, TypeError: they are not.

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from padim.backbones import weights_from
 from padim.errors import PadimError
 from padim.reproduction.backends import DIED, Backend, Outcomes
 from padim.reproduction.experiments import Run
 from padim.system.machine import available_memory_bytes
+from padim.weights import weights_from
 
 _own_device: dict[str, str] = {}  # for each device that was asked for, the GPU that this process keeps to
 

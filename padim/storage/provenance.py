@@ -14,7 +14,7 @@ class Provenance:
         category: the category it was fitted to, or "".
         images: how many images it was fitted to.
         false_alarm_rate: the share of fresh normal images that its verdict may flag, in 0..1.
-        weights_sha256: digest of the weights that it started from, see `padim.backbones.digest`.
+        weights_sha256: digest of the weights that it started from, see `padim.weights.digest`.
         padim_version: the version of the package that wrote it.
     """
 

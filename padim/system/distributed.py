@@ -1,6 +1,8 @@
 """The processes of one run under torchrun, and what they tell each other. Alone, a process has everything.
 
-Gloo connects CPUs, nccl GPUs. What is sent are tensors of sums and of factors, never images.
+Gloo connects CPUs, nccl GPUs. In a fit, a process sends the sum of its first features, for the common shift of the
+moments; the sums of its moments; the factors of its cells; and the image scores and pixel counts of its calibration.
+It never sends an image.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long work says how far it has come: by one callback, which decides itself what to do with it."""
+"""The progress of long work, reported to one callback."""
 
 from __future__ import annotations
 

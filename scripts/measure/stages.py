@@ -24,7 +24,6 @@ import torch
 from numerics import gaussian_of
 
 from padim import Config, Padim, Runtime
-from padim.backbones import Backbone
 from padim.config import preset_path
 from padim.data.images import read_image
 from padim.data.layouts import find_category
@@ -33,6 +32,7 @@ from padim.deploy.export import export_onnx
 from padim.detectors.registry import read_config
 from padim.embedding import draw_channels, embedding_concat, split_by_level
 from padim.evaluation.metrics import measure
+from padim.extractor import Backbone
 from padim.gaussian import dense
 from padim.gaussian.moments import Moments, rebatch
 from padim.gaussian.shared import Gaussian

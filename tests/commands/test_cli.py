@@ -430,6 +430,7 @@ def test_ctrl_c_ends_quietly_and_leaves_no_model(data_root, weights_file, tmp_pa
     assert list((tmp_path / "runs/many").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_early_is_no_error(trained, data_root, tmp_path):
     model = trained / "texture/model.safetensors"
     command = [

@@ -64,6 +64,7 @@ def test_evaluation_has_image_figures_and_embeddings(trained, data_root, run):
     assert table[1].split()[:4] == ["texture", str(figures["images"]), f"{figures['image_auroc']:.4f}", "-"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("storage", "tolerance"), [("fp32", 1e-4), ("fp16", 1e-2)])
 def test_exported_scores_are_torchs(trained, data_root, run, tmp_path, storage, tolerance):
     path = tmp_path / "model.onnx"

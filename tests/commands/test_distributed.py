@@ -74,6 +74,7 @@ time.sleep(1000)
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_stops_the_others(data_root, weights_file, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

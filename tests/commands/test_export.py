@@ -150,6 +150,7 @@ def test_one_image_of_any_size(exported):
         runtime.score_pixels(np.asarray(image)[None])
 
 
+@pytest.mark.slow
 def test_an_export_that_differs_is_not_written(exported, monkeypatch, tmp_path):
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(PadimError, match=r"ONNX Runtime differs from torch by .*: not written"):

@@ -136,6 +136,7 @@ def test_an_image_that_goes_between_the_two_passes(data_root, weights_file, tmp_
     assert json.loads(line.out)["false_alarm_rate"] == 1 / 8  # that seven images vouch for
 
 
+@pytest.mark.slow
 def test_a_data_set_that_shrinks_under_a_process(data_root, weights_file, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(data_root / "texture", root / "texture")
@@ -236,6 +237,7 @@ def test_images_that_never_vary_have_a_model(weights_file, tmp_path, run):
     assert grey["score"] < 1e-2 < red["score"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pixels", [(30_000, 30_000), (13_500, 13_500)])
 def test_bombs_are_refused(weights_file, tmp_path, run, pixels):
     """An image of 900 million pixels, and one a little above the limit: a few kilobytes each."""

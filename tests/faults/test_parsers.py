@@ -20,7 +20,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from padim import Padim, PadimError
-from padim.backbones import digest, read_weights
 from padim.cutpaste.config import CutPasteConfig
 from padim.data.images import read_mask
 from padim.data.items import Category
@@ -28,6 +27,7 @@ from padim.detectors.registry import load, read_config
 from padim.errors import ImageError
 from padim.scoring import AnomalyMap
 from padim.tiles import Tiling
+from padim.weights import digest, read_weights
 
 INPUTS = 500
 DEEP = "[" * 100_000
@@ -48,6 +48,7 @@ def parsers(tmp_path_factory):
     return fuzz.parsers(tmp_path_factory.mktemp("parsers"))
 
 
+@pytest.mark.slow
 def test_damaged_files_of_every_kind_are_read_or_refused(parsers, alarm, tmp_path):
     for name, parser in parsers.items():
         for content in fuzz.inputs(parser, round(INPUTS * parser.share / 100), name):

@@ -37,7 +37,6 @@ from torch import nn
 from tqdm import tqdm
 
 from padim import Config, CutPaste, CutPasteConfig, FitOptions, Padim, PadimError, Runtime
-from padim.backbones import Backbone, digest, read_weights
 from padim.calibration import Thresholds
 from padim.cutpaste.checkpoint import CHECKPOINT
 from padim.cutpaste.training import train
@@ -49,12 +48,14 @@ from padim.data.transform import Transform
 from padim.deploy.stream import Record
 from padim.detectors.registry import load, read_config
 from padim.detectors.scores import Scorer
+from padim.extractor import Backbone
 from padim.report.colours import ColourScale
 from padim.reproduction.experiments import Experiment, Run
 from padim.reproduction.tables import as_csv, table
 from padim.storage.files import check_writable
 from padim.storage.provenance import Provenance
 from padim.system.progress import silent
+from padim.weights import digest, read_weights
 
 SECONDS, BYTES = 30, 2**31  # an image of 179 million pixels takes so much, and a small file can hold one
 

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torchvision.models import ResNet18_Weights, WeightsEnum
 
 from padim import PadimError
-from padim.architectures import ARCHITECTURES
-from padim.backbones import Backbone, digest, download_weights, read_weights
+from padim.backbones import ARCHITECTURES
 from padim.config import LAYERS as ALL_LAYERS
+from padim.extractor import Backbone
+from padim.weights import digest, download_weights, read_weights
 
 LAYERS = ("layer1", "layer2", "layer3")
 

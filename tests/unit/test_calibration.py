@@ -107,6 +107,7 @@ class Twice:
         return iter(self.batches)
 
 
+@pytest.mark.slow
 def test_what_is_too_much_to_keep_is_read_again(random_weights, images, monkeypatch):
     kept, again = Twice(images.split(4)), Twice(images.split(4))
     expected = fitted(Padim(SMALL, weights=random_weights), kept).calibration

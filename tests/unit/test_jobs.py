@@ -136,6 +136,7 @@ def test_a_run_that_kills_its_process_is_given_up_and_the_others_go_on(runs, per
     assert found == {"1.json": None, "2.json": None, "3.json": None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_an_error_of_any_kind_is_that_runs_alone(runs, perform, jobs):
     broken = [with_detector(runs[0], divides_by_zero), with_detector(runs[1], exits)]
@@ -143,6 +144,7 @@ def test_an_error_of_any_kind_is_that_runs_alone(runs, perform, jobs):
     assert perform([*broken, runs[2]], jobs=jobs) == expected
 
 
+@pytest.mark.slow
 def test_each_process_keeps_to_a_gpu(runs, perform, folder, monkeypatch):
     monkeypatch.setenv("TEST_GPUS", "2")
     found = perform([with_detector(run, notes_its_device) for run in runs], device="cuda")
@@ -151,6 +153,7 @@ def test_each_process_keeps_to_a_gpu(runs, perform, folder, monkeypatch):
     assert sorted(map(sorted, devices)) == [["cuda:0"], ["cuda:1"]]
 
 
+@pytest.mark.slow
 def test_no_process_is_left_when_nobody_asks_any_more(runs, weights_file, folder, capfd):
     with closing(execute(runs, {"resnet18": weights_file}, "cpu", 2, 2)) as outcomes:
         assert next(outcomes)[1] is None

@@ -119,13 +119,13 @@ class Thresholds:
 
     Attributes:
         threshold: image score from which an image is anomalous.
-        pixel_threshold: distance from which a pixel is.
-        false_alarm_rate: the share of fresh normal images that reach the image threshold.
+        false_alarm_rate: the share of fresh normal images that reach it.
+        pixel_threshold: distance from which a pixel is anomalous.
     """
 
     threshold: float | None = None
-    pixel_threshold: float | None = None
     false_alarm_rate: float | None = None
+    pixel_threshold: float | None = None
 
     @classmethod
     def calibrated(cls, calibration: Calibration | None, default: float, rate: float | None = None) -> Thresholds:
@@ -144,13 +144,13 @@ class Thresholds:
         if calibration is None:
             return cls()
         wanted = max(default, calibration.smallest_rate()) if rate is None else rate
-        return cls(calibration.threshold(wanted), calibration.pixel_threshold(wanted), wanted)
+        return cls(calibration.threshold(wanted), wanted, calibration.pixel_threshold(wanted))
 
     @classmethod
     def fixed(cls, calibration: Calibration | None, threshold: float) -> Thresholds:
         """One threshold for images and pixels alike, with the rate that the calibration expects of it."""
         rate = calibration.false_alarm_rate(threshold) if calibration else None
-        return cls(threshold, threshold, rate)
+        return cls(threshold, rate, threshold)
 
     def is_anomalous(self, score: float) -> bool | None:
         """The verdict on an image, or None without a threshold."""

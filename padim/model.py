@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from operator import length_hint
+from typing import Self, cast
 
 import torch
 from torch import Tensor
 
 from padim.calibration import Calibration, Tally
-from padim.config import Config
+from padim.config import BaseConfig, Config
 from padim.detectors.contract import Batches, Detector, images_of
 from padim.detectors.options import FitOptions, FitResult
 from padim.detectors.scores import Scores
@@ -36,6 +36,9 @@ from padim.weights import StateDict, Weights, digest, weights_from
 # ResNet18 and 100 channels, and 1.7 MB for WideResNet50-2 and 550. Every category of MVTec AD fits.
 KEPT_IMAGES, KEPT_BYTES = 400, 700_000_000
 
+# What the keys of the backbone's weights begin with in a model file.
+_BACKBONE = "backbone."
+
 
 class Padim(Detector):
     """Patch distribution modelling.
@@ -51,7 +54,6 @@ class Padim(Detector):
 
     configuration = Config
     has_maps = True
-    backbone_prefix = "backbone."
     config: Config
 
     def __init__(self, config: Config | None = None, *, weights: Weights | None = None, device: str = "cpu") -> None:
@@ -94,9 +96,8 @@ class Padim(Detector):
         self.check(options)
         if options.update and self.moments is None:
             raise PadimError("the model can't take in more images: it was trained without --keep-moments")
-        earlier = self.moments if options.update else None
-        expected = length_hint(batches) * self.config.batch_size * self.tiling.examples
-        kept: list[list[Tensor]] | None = [] if options.calibrate and self._can_keep(expected) else None
+        earlier = self.moments.to(self.device) if options.update and self.moments else None
+        kept: list[list[Tensor]] | None = [] if options.calibrate else None
         with full_float32(self.device):
             groups = self._features_of(batches)
             # A process without an image of its own takes part all the same: the others wait for its sums.
@@ -207,8 +208,14 @@ class Padim(Detector):
         if self.moments:
             tensors |= moments_tensors(self.moments)
         if options.embed_backbone:
-            tensors |= {f"{self.backbone_prefix}{key}": value for key, value in self.backbone.weights().items()}
+            tensors |= {f"{_BACKBONE}{key}": value for key, value in self.backbone.weights().items()}
         return tensors
+
+    @classmethod
+    def unfitted(cls, config: BaseConfig, tensors: StateDict, weights: Weights | None, device: str) -> Self:
+        """As `Detector.unfitted`, with the weights of the file unless others are given or it has none."""
+        own = {key.removeprefix(_BACKBONE): tensors[key] for key in tensors if key.startswith(_BACKBONE)}
+        return cls(cast(Config, config), weights=weights or own or None, device=device)
 
     def restore(self, tensors: StateDict, provenance: Provenance) -> None:
         """As `Detector.restore`."""
@@ -221,8 +228,7 @@ class Padim(Detector):
         channels = take(tensors, "channels", self.dimensions, dtypes=(torch.int64,)).tolist()
         self.selection = ChannelSelection(channels, [shape[0] for shape in self.backbone.shapes])
         self.gaussian = read_gaussian(tensors, self._sizes())
-        moments = read_moments(tensors, self._sizes(), provenance.images * self.tiling.examples)
-        self.moments = moments and moments.to(self.device)
+        self.moments = read_moments(tensors, self._sizes(), provenance.images * self.tiling.examples)
         self.to(self.device)
 
 

@@ -129,6 +129,9 @@ def progress_bars(*, quiet: bool = False) -> Iterator[OnProgress]:
         if progress.figures:
             bar.set_postfix({name: f"{value:.3g}" for name, value in progress.figures.items()}, refresh=False)
         bar.update(progress.done - bar.n)
+        if progress.done >= progress.total:
+            bar.close()
+            bar = None
 
     with logging_redirect_tqdm():
         try:

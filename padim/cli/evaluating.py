@@ -9,7 +9,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from padim.cli.options import in_own_folders
 from padim.cli.tables import aligned
+from padim.errors import PadimError
 
 if TYPE_CHECKING:
     from padim.data.items import Category
@@ -35,12 +37,22 @@ _COLUMNS = (
 _WITHOUT_MEAN = ("pixel_f1_threshold", "image_f1_threshold", "threshold")
 
 
+def check_tests(category: Category, options: argparse.Namespace) -> None:
+    """Raise a PadimError if there is nothing to evaluate on."""
+    from padim.data.layouts import EXPECTED
+
+    if not category.test:
+        missing = "pass --test or --defect" if in_own_folders(options) else EXPECTED
+        raise PadimError(f"category {category.name!r} has no test images: {missing}")
+
+
 def evaluated(
     scorer: Scorer, category: Category, options: argparse.Namespace, progress: OnProgress, batch_size: int | None = None
 ) -> dict[str, Any]:
     """Evaluate a category as the options ask for, say what there is to say of it, and give its summary."""
     from padim.pipeline.evaluate import evaluate_category
 
+    check_tests(category, options)
     evaluation = evaluate_category(
         scorer,
         category,

@@ -179,6 +179,7 @@ def _prepared(options: argparse.Namespace) -> tuple[Predict, Pictures | None]:
             batch_size=options.batch_size,
             workers=options.workers,
             strict=options.strict,
+            keep_originals=pictures is not None,
             progress=progress,
         )
 

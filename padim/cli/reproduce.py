@@ -162,6 +162,7 @@ def _execute(runs: Sequence[Run], files: Mapping[str, Path], options: argparse.N
     failed = 0
     outcomes = execute(todo, files, device, cores(), jobs, options.backend, options.address)
     with progress_bars() as progress, closing(outcomes):
+        progress(Progress("runs", 0, len(todo), "run"))
         for done, (run, problem) in enumerate(outcomes, 1):
             progress(Progress("runs", done, len(todo), "run"))
             if problem:
@@ -178,7 +179,8 @@ def _weights_files(entries: Sequence[str], backbones: Sequence[str]) -> dict[str
         if not separator and len(backbones) == 1:
             backbone = backbones[0]
         if backbone not in ARCHITECTURES:
-            raise PadimError(f"--weights {entry}: say for which backbone, as in {backbones[0]}=FILE")
+            example = next(iter(backbones), "resnet18")
+            raise PadimError(f"--weights {entry}: say for which backbone, as in {example}=FILE")
         files[backbone] = Path(path).absolute()
     return files
 

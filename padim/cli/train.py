@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from padim.cli.command import USER_ERROR, Failures, Parser, command, progress_bars
-from padim.cli.evaluating import evaluated, evaluation_table
+from padim.cli.evaluating import check_tests, evaluated, evaluation_table
 from padim.cli.options import (
     add_data_option,
     add_folder_options,
@@ -159,6 +159,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
         weights = weights_from(options.weights, starts) if starts else options.weights  # once for all categories
         for name, category in categories.items():
             with failures.caught(name):
+                if options.eval:
+                    check_tests(category, options)
                 trained = train_category(
                     category,
                     config,

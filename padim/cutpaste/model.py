@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from padim.calibration import Calibration
+from padim.config import BaseConfig
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.density import GaussianDensity, KernelDensity
 from padim.cutpaste.network import EMBEDDING, CutPasteNetwork
@@ -47,7 +49,6 @@ class CutPaste(Detector):
 
     configuration = CutPasteConfig
     has_maps = False
-    backbone_prefix = "network.resnet."
     config: CutPasteConfig
 
     def __init__(
@@ -83,7 +84,9 @@ class CutPaste(Detector):
         chooses = self.config.select == "best-on-test"
         labelled = [*tests] if chooses else []
         if chooses and len({bool(label) for _, labels in labelled for label in labels}) < 2:
-            raise PadimError("--select best-on-test needs normal and defective test images: pass --eval")
+            raise PadimError(
+                "--select best-on-test needs normal and defective test images: pass --eval, with images of both kinds"
+            )
         images = _collected(self.on_device(images_of(batch)) for batch in batches)
         if len(images) < 2:
             raise PadimError(f"a density needs at least two training images, there is {len(images) or 'none'}")
@@ -123,6 +126,13 @@ class CutPaste(Detector):
         }
         tensors |= {f"density.{key}": value for key, value in density.state_dict().items()}
         return tensors | {"embeddings": self.embeddings}
+
+    @classmethod
+    def unfitted(cls, config: BaseConfig, tensors: StateDict, weights: Weights | None, device: str) -> Self:  # noqa: ARG003
+        """As `Detector.unfitted`: it starts at random, since the file has the whole network."""
+        detector = cls(dataclasses.replace(cast(CutPasteConfig, config), initial="random"), device=device)
+        detector.config = cast(CutPasteConfig, config)
+        return detector
 
     def restore(self, tensors: StateDict, provenance: Provenance) -> None:
         """As `Detector.restore`."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from padim.data.images import read_image, read_mask
 from padim.data.items import GOOD, Category, Item, images_below
 from padim.errors import ImageError
-from padim.system.progress import OnProgress, silent, tracked
+from padim.system.progress import OnProgress, Progress, silent
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def check_category(root: Path, category: Category, workers: int, progress: OnPro
     problems: list[str] = []
     sizes: Counter[str] = Counter()
     with ThreadPoolExecutor(workers) as pool:
-        for result in pool.map(_check_item, tracked(items, category.name, progress)):
+        for number, result in enumerate(pool.map(_check_item, items), 1):
+            progress(Progress(category.name, number, len(items)))
             problems += result.problems
             sizes.update([result.size] if result.size else [])
     problems += _general_problems(category)

@@ -44,12 +44,14 @@ class Sample:
         item: what it is and where it came from.
         image: RGB, uint8, `[h, w, 3]`.
         mask: where it is defective, bool `[h, w]`; None where there is no ground truth.
-        original: the image before the transform, where the loader was asked to keep it.
+        size: width and height of the image before the transform.
+        original: that image, where the loader was asked to keep it.
     """
 
     item: Item
     image: NDArray[np.uint8]
     mask: NDArray[np.bool_] | None
+    size: tuple[int, int]
     original: Image.Image | None
 
 
@@ -134,7 +136,7 @@ class ImageLoader:
             mask = self._mask(item, image, transform)
         except ImageError as error:
             problem = error
-        return Sample(item, pixels, mask, image if self.keep_originals else None), problem
+        return Sample(item, pixels, mask, image.size, image if self.keep_originals else None), problem
 
     def _mask(self, item: Item, image: Image.Image, transform: Transform) -> NDArray[np.bool_] | None:
         """Where the item is defective, as the backbone sees it."""

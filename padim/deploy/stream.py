@@ -174,6 +174,8 @@ def follow(
         # A folder of many files takes long to look through: not more than a tenth of the time.
         pause = max(watch.settle / 2, 0.05, 9 * (time.monotonic() - start))
         for stamps in map(dict, batched(finished.items(), _AT_ONCE)):
+            if stop.is_set():
+                return
             with closing(predict([Item(path) for path in stamps])) as predictions:
                 for prediction in predictions:
                     path, problem = prediction.path, prediction.problem
@@ -182,8 +184,8 @@ def follow(
                         if path not in postponed:
                             log.warning("will be tried again: %s", problem)
                             postponed.add(path)
-                        continue
-                    yield prediction, stamps[path]
+                    else:
+                        yield prediction, stamps[path]
                     if stop.is_set():
                         return
         if not finished:

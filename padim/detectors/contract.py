@@ -44,16 +44,13 @@ class Detector(nn.Module, ABC):
     Attributes:
         configuration: the class of its configuration.
         has_maps: whether it gives anomaly maps, or image scores only.
-        backbone_prefix: what the keys of the backbone's weights begin with in a model file.
         config: the protocol.
-        device: where it computes.
         provenance: where it comes from.
         calibration: what normal images score, once fitted and where that is known.
     """
 
     configuration: ClassVar[type[BaseConfig]]
     has_maps: ClassVar[bool]
-    backbone_prefix: ClassVar[str]
     config: BaseConfig
 
     def __init__(
@@ -76,9 +73,18 @@ class Detector(nn.Module, ABC):
         """
         super().__init__()
         self.config = config or self.configuration()
-        self.device = find_device(device)
+        self.register_buffer("_placed", torch.empty(0, device=find_device(device)), persistent=False)
         self.provenance = _UNFITTED
         self.calibration: Calibration | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.get_buffer("_placed").device
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002 (torch's own name)
+        """Stay in evaluation mode: a detector learns by `fit` alone."""
+        return super().train(False)
 
     @property
     @abstractmethod
@@ -115,9 +121,18 @@ class Detector(nn.Module, ABC):
     def tensors(self, options: FitOptions) -> dict[str, Tensor]:
         """What the model file has to hold, beside the calibration."""
 
+    @classmethod
+    @abstractmethod
+    def unfitted(cls, config: BaseConfig, tensors: Mapping[str, Tensor], weights: Weights | None, device: str) -> Self:
+        """A detector that is ready to `restore` these tensors.
+
+        Raises:
+            PadimError: weights that it needs beside them can't be read or don't fit, or torch finds no such device.
+        """
+
     @abstractmethod
     def restore(self, tensors: Mapping[str, Tensor], provenance: Provenance) -> None:
-        """Take over what `tensors` gave, in an unfitted detector that was made with the weights of the same file.
+        """Take over what `tensors` gave, in a detector that `unfitted` gave.
 
         Raises:
             PadimError: a tensor is missing, or isn't as it has to be; or the weights are others.
@@ -201,12 +216,7 @@ class Detector(nn.Module, ABC):
         tensors, config, provenance = modelfile.read(Path(path), cls.configuration)
         config = dataclasses.replace(config, precision=precision or config.precision)
         try:
-            own = {
-                key.removeprefix(cls.backbone_prefix): tensors[key]
-                for key in tensors
-                if key.startswith(cls.backbone_prefix)
-            }
-            detector = cls(config, weights=weights or own or None, device=device)
+            detector = cls.unfitted(config, tensors, weights, device)
             detector.restore(tensors, provenance)
             detector.calibration = _calibration(tensors, provenance.images)
         except PadimError as error:

@@ -17,7 +17,6 @@ from padim.data.loader import Sample, batched
 from padim.detectors.scores import Scorer
 from padim.errors import PadimError
 from padim.evaluation.metrics import Bools, Floats, Metrics, measure
-from padim.system.machine import peak_memory
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Evaluation:
         remark: what has to be said beside the figures, if anything.
         report: the HTML page, where one was written.
         seconds: how long it took.
+        memory: the most memory in bytes that the process has had, and on a GPU.
     """
 
     category: str
@@ -66,6 +66,7 @@ class Evaluation:
     remark: str | None
     report: Path | None
     seconds: float
+    memory: dict[str, int]
 
     def flagged(self, *, anomalous: bool) -> float | None:
         """The share of the normal or the anomalous images that reach the threshold; None where that isn't known.
@@ -91,7 +92,7 @@ class Evaluation:
             "defects_found": self.flagged(anomalous=True),
             "remark": self.remark,
             "seconds": round(self.seconds, 3),
-            **peak_memory(),
+            **self.memory,
         }
 
 

@@ -14,6 +14,7 @@ from padim.detectors.scores import Scorer
 from padim.errors import PadimError
 from padim.evaluation.category import Evaluation, evaluate
 from padim.storage.files import write_json
+from padim.system.machine import peak_memory
 from padim.system.progress import OnProgress, silent, tracked
 
 
@@ -56,7 +57,9 @@ def evaluate_category(
     folder = Path(output, category.name) if output is not None else None
     page = folder / "report.html" if folder and report else None
     seconds = time.perf_counter() - start
-    found = Evaluation(category.name, metrics, images, *counts, thresholds, scorer.config.remark, page, seconds)
+    found = Evaluation(
+        category.name, metrics, images, *counts, thresholds, scorer.config.remark, page, seconds, peak_memory()
+    )
     if folder:
         scores = [{"path": str(image.item.path), "defect": image.item.defect, "score": image.score} for image in images]
         write_json(folder / "eval.json", found.summary() | {"config": scorer.config.to_dict(), "scores": scores})

@@ -71,6 +71,7 @@ def predict(
     batch_size: int | None = None,
     workers: int = 1,
     strict: bool = False,
+    keep_originals: bool = False,
     progress: OnProgress = silent,
 ) -> Generator[Prediction]:
     """Score images, in their order; those that can't be read come last, with their `problem`.
@@ -82,6 +83,7 @@ def predict(
         batch_size: images that are scored at a time, by default as trained.
         workers: threads that read images.
         strict: whether the first unreadable image is an error.
+        keep_originals: whether the predictions carry the images before the transform, for pictures.
         progress: is told how far it has come.
 
     Raises:
@@ -90,7 +92,7 @@ def predict(
     rate = scorer.provenance.false_alarm_rate
     thresholds = thresholds or Thresholds.calibrated(scorer.calibration, rate)
     transform = Transform.of(dataclasses.replace(scorer.config, rotation=0.0))
-    loader = ImageLoader(_items(images), transform, workers=workers, strict=strict, keep_originals=True)
+    loader = ImageLoader(_items(images), transform, workers=workers, strict=strict, keep_originals=keep_originals)
     for batch in batched(tracked(loader, "predict", progress), batch_size or scorer.config.batch_size):
         yield from _predicted(scorer, batch, transform, thresholds)
     for path, error in loader.failures.items():
@@ -133,7 +135,6 @@ def _prediction(
     plain = Prediction(sample.item.path, thresholds, score, sample=sample)
     if anomaly_map is None:
         return plain
-    assert sample.original is not None  # the loader keeps it
-    seen, pixel = transform.seen(*sample.original.size), thresholds.pixel_threshold
+    seen, pixel = transform.seen(*sample.size), thresholds.pixel_threshold
     regions = anomalous_regions(anomaly_map, pixel, seen) if plain.verdict == "anomalous" and pixel else []
     return dataclasses.replace(plain, regions=regions, seen=seen, anomaly_map=anomaly_map)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,20 @@ from padim.system.progress import OnProgress, silent, tracked
 from padim.weights import Weights
 
 
+class Resources(NamedTuple):
+    """What a training took.
+
+    Attributes:
+        seconds: of wall time.
+        memory: the most memory in bytes that the process has had, and on a GPU.
+        device: where it ran.
+    """
+
+    seconds: float
+    memory: dict[str, int]
+    device: str
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """A trained category.
@@ -41,7 +55,7 @@ class TrainResult:
         added: how many images it took in; fewer than it knows after an update.
         skipped: how many images could not be used.
         thresholds: what is anomalous.
-        seconds: how long it took.
+        taken: time and memory.
     """
 
     detector: Detector
@@ -51,7 +65,7 @@ class TrainResult:
     added: int
     skipped: int
     thresholds: Thresholds
-    seconds: float
+    taken: Resources
 
     def summary(self) -> dict[str, Any]:
         """The result as plain values, for JSON."""
@@ -62,11 +76,11 @@ class TrainResult:
             "skipped": self.skipped,
             **dataclasses.asdict(self.thresholds),
             **self.fit.figures,
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.added / self.seconds, 2),
-            **peak_memory(),
+            "seconds": round(self.taken.seconds, 3),
+            "images_per_second": round(self.added / self.taken.seconds, 2),
+            **self.taken.memory,
             "model_bytes": self.path.stat().st_size if self.path else None,
-            "device": str(self.detector.device),
+            "device": self.taken.device,
         }
 
 
@@ -121,19 +135,19 @@ def train_category(
         detector = make(config, weights=weights, device=device)
     earlier = detector.provenance.images
     options = dataclasses.replace(options, category=category.name, folder=folder, update=update_from is not None)
-    labelled = _labelled(ImageLoader(tests, transform, workers=options.workers), config.batch_size)
+    held_out = ImageLoader(tests, transform, workers=options.workers, strict=strict)
     batches = LoaderBatches(loader, category.name, config, progress)
-    fit = detector.fit(batches, options, tests=labelled, progress=progress)
+    fit = detector.fit(batches, options, tests=_labelled(held_out, config.batch_size), progress=progress)
     skipped = distributed.total(loader.skipped)
     path = None
     if folder and distributed.rank() == 0:
         path = folder / "model.safetensors"
         detector.save(path, options)
-        if options.storage != "fp32":  # which rounds: what is given back is what was written
-            detector = load(path, weights=weights, device=device)
+    taken = Resources(time.perf_counter() - start, peak_memory(), device)
+    if path and options.storage != "fp32":  # which rounds: what is given back is what was written
+        detector = load(path, weights=weights, device=device)
     thresholds = Thresholds.calibrated(detector.calibration, detector.provenance.false_alarm_rate)
-    seconds = time.perf_counter() - start
-    result = TrainResult(detector, category.name, path, fit, fit.images - earlier, skipped, thresholds, seconds)
+    result = TrainResult(detector, category.name, path, fit, fit.images - earlier, skipped, thresholds, taken)
     if folder and path:
         write_json(folder / "train.json", result.summary() | {"config": config.to_dict()})
         if fit.history:

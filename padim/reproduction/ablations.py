@@ -76,6 +76,8 @@ class SumOfMaps(_AllChannels):
 
     def forward(self, images: Tensor) -> Scores[Tensor]:
         """As `Padim.forward`."""
+        if not self.gaussians:
+            raise PadimError("the model isn't fitted: call fit")
         maps = torch.zeros(len(images), *self.config.image_size, device=self.device)
         for i, features in enumerate(self._features(images)):
             distances = self.gaussians[i].squared_distances([features]).sqrt()

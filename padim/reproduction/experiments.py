@@ -56,7 +56,9 @@ class Experiment:
             return estimate(self.config, 400).memory
         memory = estimate(dataclasses.replace(self.config, channels=0), 400).memory
         _, height, width = Backbone(self.config.backbone, self.config.layers[:1], self.config.image_size).shapes[0]
-        return memory + 2 * 4 * height * width * self.config.channels**2  # of the projected Gaussian and its moments
+        return (
+            memory + 2 * 4 * 2 * height * width * self.config.channels**2
+        )  # the projected moments and what is made of them
 
 
 # The comparisons of Defard et al. 2020: preset, what differs from it, and what makes the detector.

@@ -43,6 +43,9 @@ class Source(Sized, Iterable[T_co], Protocol[T_co]):
 def tracked(items: Source[T], what: str, report: OnProgress) -> Iterator[T]:
     """The items, of which the callback is told as they pass by."""
     report(Progress(what, 0, len(items)))
+    number = 0
     for number, item in enumerate(items, 1):
-        report(Progress(what, number, len(items)))
         yield item
+        report(Progress(what, number, len(items)))
+    if number < len(items):  # some were left out
+        report(Progress(what, len(items), len(items)))

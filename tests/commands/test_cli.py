@@ -600,3 +600,23 @@ def test_help_shows_the_options_of_one_method_and_names_the_other(run):
     assert "padim-train --method cutpaste --help" in " ".join(padim_help.split())
     assert run("train", "--preset", "cutpaste-scar", "--help").out == cutpaste_help
     assert padim_help.index("--category") < padim_help.index("--data") < padim_help.index("--epsilon")
+
+
+def test_nothing_is_trained_for_an_evaluation_without_images(run, data_root, weights_file, tmp_path):
+    normal = data_root / "texture/train/good"
+    options = ("--weights", weights_file, "--output", tmp_path, *PROTOCOL)
+    result = run("train", "--normal", normal, *options, "--eval")
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert "has no test images: pass --test or --defect" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_that_the_images_cannot_support_is_said(run, data_root, weights_file, tmp_path):
+    where = ("--category", "texture", "--data", data_root, "--weights", weights_file, "--output", tmp_path, *PROTOCOL)
+    result = run("train", *where, "--false-alarm-rate", 0.01)
+    assert (result.code, result.err.count("\n")) == (0, 1)
+    assert (
+        "texture: 8 images support a false-alarm rate of 0.111 and more, which is taken instead of 0.01" in result.err
+    )
+    assert result.out.endswith("for a false-alarm rate of 0.111\n")
+    assert run("train", *where, "--false-alarm-rate", 0.2).err == ""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import tomllib
 
 import pytest
+import torch
 from oracles import LIMIT, until
 from PIL import Image
 
+from padim import CutPaste
 from padim.reproduction import experiments as reproduce
 
 FEW = [
@@ -171,3 +174,26 @@ def test_reproduce_puts_it_beside_the_published_figures(data_root, weights_file,
     rows = json.loads(result.out)["rows"]
     assert rows[0]["cells"]["image"]["mean"] is not None
     assert rows[0]["cells"]["pixel"]["mean"] is None
+
+
+def test_weights_for_an_experiment_that_starts_from_none_are_one_line(data_root, weights_file, run, tmp_path):
+    where = ["--data", data_root, "--category", "texture", "--output", tmp_path]
+    result = run("reproduce", "--preset", "cutpaste-3way-sspcab-paper", *where, "--weights", weights_file)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert "say for which backbone, as in resnet18=FILE" in result.err
+
+
+def test_strict_is_for_the_test_images_that_choose_the_step_too(data_root, weights_file, run, tmp_path):
+    shutil.copytree(data_root / "texture", tmp_path / "data/texture")
+    (tmp_path / "data/texture/test/good/000.png").write_bytes(b"")
+    where = ["--data", tmp_path / "data", "--weights", weights_file, "--output", tmp_path / "runs"]
+    result = run("train", *FEW, *where, "--select", "best-on-test", "--eval", "--strict")
+    assert (result.code, result.out) == (2, "")
+    assert not (tmp_path / "runs/texture/model.safetensors").exists()
+
+
+def test_a_model_of_cutpaste_needs_no_weights_beside_its_own(trained, tmp_path):
+    """Others are for the models of other methods in the same call."""
+    torch.save({}, tmp_path / "others.pth")
+    loaded = CutPaste.load(trained / "model.safetensors", weights=tmp_path / "others.pth")
+    assert loaded.config.pretrained == "resnet18"

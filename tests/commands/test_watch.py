@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 
@@ -15,7 +16,10 @@ import pytest
 from oracles import LIMIT, until
 
 from padim import PadimError
-from padim.deploy.stream import Record, Stamp, Watch
+from padim.calibration import Thresholds
+from padim.deploy.stream import Record, Stamp, Watch, follow
+from padim.errors import ImageError
+from padim.pipeline.predict import Prediction
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +224,21 @@ def test_wrong_options(run, model, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     result = run("predict", "--model", model, *options)
     assert (result.code, result.err) == (2, f"ERROR: {message}\n")
+
+
+def test_a_stop_is_heeded_while_images_are_postponed(tmp_path):
+    for number in range(200):
+        (tmp_path / f"{number}.png").touch()
+    stop, asked = threading.Event(), []
+
+    def predict(items):
+        asked.append(len(items))
+        for item in items:
+            stop.set()
+            error = ImageError("too many open files")
+            error.__cause__ = OSError(24, "too many open files")
+            yield Prediction(item.path, Thresholds(), problem=error)
+
+    with Record(tmp_path / "record.jsonl") as record:
+        assert [*follow(Watch(tmp_path, settle=0.0), record, predict, stop)] == []
+    assert len(asked) == 1

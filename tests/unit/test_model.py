@@ -384,3 +384,21 @@ def test_an_estimate_knows_the_bytes_of_moments_and_model(random_weights, tmp_pa
 
     assert kept == peak(400 * features) - peak(0)
     assert estimate(config, 100_000).memory == estimate(config, 10**9).memory  # it does not grow
+
+
+def test_a_detector_is_a_module_that_stays_in_evaluation_mode(random_weights):
+    images = images_like(6, seed=1)
+    model = fitted(Padim(SMALL, weights=random_weights), [images])
+    expected = model.score(images).maps
+    assert not any(module.training for module in model.train().modules())
+    assert torch.equal(model.score(images).maps, expected)
+    assert torch.equal(model(images).maps, expected)
+    assert (model.device.type, model.to("meta").device.type) == ("cpu", "meta")
+    assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
+
+
+def test_an_iterator_of_small_batches_has_a_calibration(random_weights):
+    images = images_like(12, seed=1)
+    once = fitted(Padim(replace(SMALL, batch_size=64), weights=random_weights), iter(images.split(1)))
+    again = fitted(Padim(SMALL, weights=random_weights), [images])
+    np.testing.assert_allclose(once.calibration.scores, again.calibration.scores, rtol=1e-4)

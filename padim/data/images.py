@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from padim.errors import ImageError, first_line
 
-# EPS, PDF and the like are left out: reading them starts other programs.
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "TGA")
+# EPS, PDF and the like are left out: reading them starts other programs. Not every Pillow has AVIF.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "TGA") + (
+    ("AVIF",) if "avif" in features.get_supported() else ()
+)
 
 # Beyond this, an image whose shorter side is resized to the usual 256 pixels could fill the memory.
 MAX_ASPECT = 100

@@ -11,13 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 from torchvision.transforms import InterpolationMode, v2
 
 from padim import Config, PadimError
 from padim.config import preset_path
 from padim.data.images import read_image, read_mask
-from padim.data.items import Item, collect_images
+from padim.data.items import SUFFIXES, Item, collect_images
 from padim.data.layouts import find_category
 from padim.data.loader import ImageLoader, as_tensor, batched
 from padim.data.transform import Box, Transform
@@ -59,6 +59,16 @@ def test_inputs_are_collected_once_and_named_apart(tmp_path):
 def saved(image, path, **options):
     image.save(path, **options)
     return path
+
+
+@pytest.mark.skipif("avif" not in features.get_supported(), reason="this Pillow has no AVIF")
+def test_every_suffix_that_is_found_can_be_read(tmp_path):
+    image = Image.fromarray(np.full((40, 60, 3), (200, 100, 50), dtype=np.uint8))
+    for suffix in sorted(SUFFIXES):
+        stored = image.convert("L") if suffix == ".pgm" else image
+        found = read_image(saved(stored, tmp_path / f"image{suffix}"))
+        assert (found.mode, found.size) == ("RGB", (60, 40))
+        np.testing.assert_allclose(np.asarray(found), np.asarray(stored.convert("RGB")), atol=12)
 
 
 def test_modes_become_rgb(photo, tmp_path):

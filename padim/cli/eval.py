@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from padim.cli.command import USER_ERROR, Failures, Parser, command, progress_bars
-from padim.cli.evaluating import evaluated, evaluation_table
+from padim.cli.evaluating import check_tests, evaluated, evaluation_table
 from padim.cli.options import (
     add_data_option,
     add_folder_options,
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-eval") -> in
                 path = options.output / name / "model.safetensors"
                 model = load(path, weights=options.weights, device=device, precision=options.precision)
                 category = category_from(options, name)
+                check_tests(category, options)
                 results.append(evaluated(model, category, options, progress, options.batch_size))
     if results and not options.json:
         print(evaluation_table(results))

@@ -38,7 +38,7 @@ _WITHOUT_MEAN = ("pixel_f1_threshold", "image_f1_threshold", "threshold")
 
 
 def check_tests(category: Category, options: argparse.Namespace) -> None:
-    """Raise a PadimError if there is nothing to evaluate on."""
+    """Raise a PadimError if there is nothing to evaluate on, before any work is done."""
     from padim.data.layouts import EXPECTED
 
     if not category.test:
@@ -52,7 +52,6 @@ def evaluated(
     """Evaluate a category as the options ask for, say what there is to say of it, and give its summary."""
     from padim.pipeline.evaluate import evaluate_category
 
-    check_tests(category, options)
     evaluation = evaluate_category(
         scorer,
         category,

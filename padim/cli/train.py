@@ -150,7 +150,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
     from padim.weights import weights_from
 
     device = local_device(pick_device(options.device))
-    detector_class(config.method).check(_fit_options(options))
+    fit_options = _fit_options(options)
+    detector_class(config.method).check(fit_options)
     evaluations: list[dict[str, Any]] = []
     with connected(device), progress_bars(quiet=rank() > 0) as progress:
         failures = Failures(fatal=processes() > 1)  # where the other processes would wait for this one
@@ -165,7 +166,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
                     category,
                     config,
                     options.output,
-                    options=_fit_options(options),
+                    options=fit_options,
                     weights=weights,
                     device=device,
                     strict=options.strict,
@@ -287,8 +288,9 @@ def _estimated(category: Category, config: BaseConfig, options: argparse.Namespa
     from padim.estimate import estimate
     from padim.system.machine import available_memory_bytes
 
-    detector_class(config.method).check(_fit_options(options))
-    found = estimate(config, len(category.train), _fit_options(options))
+    fit_options = _fit_options(options)
+    detector_class(config.method).check(fit_options)
+    found = estimate(config, len(category.train), fit_options)
     images = {"category": category.name, "images": len(category.train)}
     sizes = {"memory": found.memory, "model": found.model} | found.parts
     if options.json:

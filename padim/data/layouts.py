@@ -68,10 +68,10 @@ def find_category(root: Path | str, name: str) -> Category:
 
 def plain_category(
     name: str,
-    normal: Path | None = None,
-    test: Path | None = None,
-    defect: Path | None = None,
-    masks: Path | None = None,
+    normal: Path | str | None = None,
+    test: Path | str | None = None,
+    defect: Path | str | None = None,
+    masks: Path | str | None = None,
 ) -> Category:
     """A category from folders of any names, searched recursively.
 
@@ -87,6 +87,7 @@ def plain_category(
         PadimError: a folder isn't there, has no images or is in another one, or the name is no folder's.
     """
     _check_name(name)
+    normal, test, defect, masks = (Path(folder) if folder else None for folder in (normal, test, defect, masks))
     _check_apart([folder for folder in (normal, test, defect) if folder])
     train = [Item(path, GOOD) for path in _found_below(normal)] if normal else []
     tests: list[Item] = []

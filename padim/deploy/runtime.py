@@ -124,14 +124,14 @@ class Runtime:
 
 
 def load_scorer(
-    path: Path, *, weights: Weights | None = None, device: str = "cpu", precision: str | None = None
+    path: Path | str, *, weights: Weights | None = None, device: str = "cpu", precision: str | None = None
 ) -> Scorer:
     """A model from any file: an exported one, which takes no torch, where the suffix is `.onnx`, else a detector.
 
     Raises:
         PadimError: as `Runtime.load`, or as `padim.detectors.registry.load`.
     """
-    if path.suffix.lower() == ".onnx":
+    if Path(path).suffix.lower() == ".onnx":
         return Runtime.load(path)
     return load(path, weights=weights, device=device, precision=precision)
 

@@ -54,7 +54,7 @@ def detector_class(method: str) -> type[Detector]:
     return found
 
 
-def model_config(path: Path) -> BaseConfig:
+def model_config(path: Path | str) -> BaseConfig:
     """The configuration in a model file, of whatever method.
 
     Raises:
@@ -62,7 +62,7 @@ def model_config(path: Path) -> BaseConfig:
     """
     from padim.storage import modelfile
 
-    values = modelfile.config_values(path)
+    values = modelfile.config_values(Path(path))
     try:
         return configuration(values).from_dict(values)
     except PadimError as error:
@@ -78,7 +78,9 @@ def new_detector(config: BaseConfig, *, weights: Weights | None = None, device: 
     return detector_class(config.method)(config, weights=weights, device=device)
 
 
-def load(path: Path, *, weights: Weights | None = None, device: str = "cpu", precision: str | None = None) -> Detector:
+def load(
+    path: Path | str, *, weights: Weights | None = None, device: str = "cpu", precision: str | None = None
+) -> Detector:
     """A fitted detector of whatever method from its file, as `Detector.load`.
 
     Raises:

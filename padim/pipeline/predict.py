@@ -20,6 +20,8 @@ from padim.errors import PadimError
 from padim.evaluation.regions import Region, anomalous_regions
 from padim.system.progress import OnProgress, silent, tracked
 
+Image = Item | Path | str
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -65,7 +67,7 @@ class Prediction:
 
 def predict(
     scorer: Scorer,
-    images: Iterable[Item | Path | str],
+    images: Image | Iterable[Image],
     *,
     thresholds: Thresholds | None = None,
     batch_size: int | None = None,
@@ -78,7 +80,7 @@ def predict(
 
     Args:
         scorer: a fitted detector, or an exported model.
-        images: files, folders, or items with masks.
+        images: a file, a folder or an item with its mask, or several of them.
         thresholds: what is anomalous, by default for the model's own false-positive rate.
         batch_size: images that are scored at a time, by default as trained.
         workers: threads that read images.
@@ -99,9 +101,9 @@ def predict(
         yield Prediction(path, thresholds, problem=error)
 
 
-def _items(images: Iterable[Item | Path | str]) -> list[Item]:
+def _items(images: Image | Iterable[Image]) -> list[Item]:
     items: list[Item] = []
-    for image in images:
+    for image in [images] if isinstance(images, Item | Path | str) else images:
         items += [image] if isinstance(image, Item) else [Item(path) for path in collect_images([Path(image)])]
     return items
 

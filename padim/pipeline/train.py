@@ -93,7 +93,7 @@ def train_category(
     weights: Weights | None = None,
     device: str = "cpu",
     strict: bool = False,
-    update_from: Path | None = None,
+    update_from: Path | str | None = None,
     tests: Sequence[Item] = (),
     make: Callable[..., Detector] = new_detector,
     progress: OnProgress = silent,

@@ -121,7 +121,7 @@ def gathered(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def summed(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """The sums of counts over all processes, as a new array."""
-    tensor = torch.from_numpy(counts).to(_device())
+    tensor = torch.tensor(counts, device=_device())  # a copy, even on the CPU
     sum_up([tensor])
     return tensor.cpu().numpy()
 

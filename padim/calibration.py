@@ -30,9 +30,10 @@ class Tally:
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_DECADES * _BINS_A_DECADE, dtype=np.int64))
 
     def add(self, maps: NDArray[np.float32]) -> None:
-        """Count maps `[n, h, w]`."""
-        self.batches.append(maps.max(axis=(1, 2)))
-        bins = (np.log10((maps.ravel() / _LOWEST).clip(min=1)) * _BINS_A_DECADE).astype(np.int64)
+        """Count maps `[n, h, w]`, but for the pixels that are NaN."""
+        self.batches.append(np.nanmax(maps, axis=(1, 2)))
+        values = maps[~np.isnan(maps)]
+        bins = (np.log10((values / _LOWEST).clip(min=1)) * _BINS_A_DECADE).astype(np.int64)
         self.counts += np.bincount(bins.clip(max=len(self.counts) - 1), minlength=len(self.counts))
 
     def scores(self) -> NDArray[np.float32]:
@@ -152,8 +153,10 @@ class Thresholds:
         rate = calibration.false_alarm_rate(threshold) if calibration else None
         return cls(threshold, rate, threshold)
 
-    def is_anomalous(self, score: float) -> bool | None:
-        """The verdict on an image, or None without a threshold."""
+    def is_anomalous(self, score: float, *, found: bool = True) -> bool | None:
+        """The verdict on an image, or None without a threshold; a part whose pose is not `found` is anomalous."""
+        if not found:
+            return True
         return None if self.threshold is None else score >= self.threshold
 
 

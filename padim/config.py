@@ -22,6 +22,7 @@ LAYERS = ("layer1", "layer2", "layer3", "layer4")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 UPSAMPLINGS = ("bilinear", "bicubic")
 TILE_MODELS = ("shared", "position")
+ALIGNMENTS = ("none", "shift", "rotate")
 MAX_SIDE = 8192  # pixels
 FALSE_ALARM_RATE = 0.01  # what a verdict may flag of fresh normal images, unless another share is asked for
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -54,6 +55,8 @@ class BaseConfig:
     interpolation: str = option("lanczos", "how images are resized", INTERPOLATIONS)
     mask_interpolation: str = option("nearest", "how masks are resized", INTERPOLATIONS)
     rotation: float = option(0.0, "turn every image by up to so many degrees and crop it anywhere; 0 for neither")
+    rotation_seed: int = option(0, "added to the seed for what --rotation draws, so that channels stay")
+    align: str = option("none", "how parts may lie in their images and are moved into one frame", ALIGNMENTS)
     precision: str = option("fp32", "arithmetic of the network", PRECISIONS)
     batch_size: int = option(8, "images that are scored at a time")
 
@@ -78,6 +81,7 @@ class BaseConfig:
             "crop": len(self.crop) in (0, 1, 2) and min(self.crop, default=1) > 0,
             "seed": self.seed >= 0,
             "rotation": 0 <= self.rotation <= 180,
+            "rotation_seed": self.rotation_seed >= 0,
             "batch_size": self.batch_size > 0,
         }
 

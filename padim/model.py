@@ -12,7 +12,9 @@ from torch import Tensor
 
 from padim.calibration import Calibration, Tally
 from padim.config import BaseConfig, Config
-from padim.detectors.contract import Batches, Detector, images_of
+from padim.detectors.batches import Batches, images_of
+from padim.detectors.contract import Detector
+from padim.detectors.frame import CommonFrame
 from padim.detectors.options import FitOptions, FitResult
 from padim.detectors.scores import Scores
 from padim.embedding import ChannelSelection, draw_channels
@@ -98,8 +100,9 @@ class Padim(Detector):
             raise PadimError("the model can't take in more images: it was trained without --keep-moments")
         earlier = self.moments.to(self.device) if options.update and self.moments else None
         kept: list[list[Tensor]] | None = [] if options.calibrate else None
+        frame = CommonFrame(self.config, self.alignment if options.update else None)
         with full_float32(self.device):
-            groups = self._features_of(batches)
+            groups = self._features_of(frame.images(batches))
             # A process without an image of its own takes part all the same: the others wait for its sums.
             first = next(groups, None) or [torch.zeros(*size, 0, device=self.device) for size in self._sizes()]
             moments = Moments.about(earlier.shift if earlier else _common_mean(first))
@@ -109,6 +112,7 @@ class Padim(Detector):
                     kept.append(features)
                 else:
                     kept = None
+            alignment = frame.finish()
             distributed.sum_up(moments.sums())
             moments.count = distributed.total(moments.count)
             if earlier:
@@ -120,10 +124,12 @@ class Padim(Detector):
             gaussian = Gaussian.fit(moments, self.config.epsilon)  # which uses the moments up
             calibration = None
             if options.calibrate and images > 2:
-                again = self._features_of(batches) if kept is None and not isinstance(batches, Iterator) else kept
-                calibration = self._calibrate(gaussian, again or [], count)
+                if kept is None and not isinstance(batches, Iterator):
+                    calibration = self._calibrate(gaussian, self._features_of(frame.images(batches)), count, frame)
+                else:
+                    calibration = self._calibrate(gaussian, kept or [], count, frame)
         # Only now that all has gone well does the model change.
-        self.gaussian, self.moments = gaussian, carried
+        self.gaussian, self.moments, self.alignment = gaussian, carried, alignment
         self.calibration = self._joined(calibration) if options.update else calibration
         self.note_fit(images, options)
         return FitResult(images)
@@ -139,7 +145,9 @@ class Padim(Detector):
         size = sum(4 * cells * channels for cells, channels in self._sizes())
         return examples <= KEPT_IMAGES and examples * size <= KEPT_BYTES
 
-    def _calibrate(self, gaussian: Gaussian, groups: Iterable[Sequence[Tensor]], count: int) -> Calibration | None:
+    def _calibrate(
+        self, gaussian: Gaussian, groups: Iterable[Sequence[Tensor]], count: int, frame: CommonFrame
+    ) -> Calibration | None:
         """What groups of training images score, had each been left out of the fit to `count`.
 
         Of tiles that share a model, only the one that is scored is left out, not the others of its image.
@@ -149,7 +157,7 @@ class Padim(Detector):
         for features in groups:
             for part in zip(*(level.split(size, dim=2) for level in features), strict=True):
                 distances = gaussian.leave_one_out_distances(part, count, self.config.epsilon)
-                tally.add(self._maps(distances).cpu().numpy())
+                tally.add(frame.masked(self._maps(distances).cpu().numpy()))
         return Tally([distributed.gathered(tally.scores())], distributed.summed(tally.counts)).calibration()
 
     def forward(self, images: Tensor) -> Scores[Tensor]:

@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-data") -> in
         for report in reports:
             for problem in report.problems:
                 print(" ".join(problem.splitlines()))
+            if report.advice:
+                print(f"{report.category}: {report.advice}")
     if failures.count:
         return USER_ERROR
     return PROBLEMS if any(report.problems for report in reports) else 0

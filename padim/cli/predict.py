@@ -157,7 +157,7 @@ def _line(prediction: Prediction, pictures: Pictures | None, name: Path) -> dict
     sample, anomaly_map, seen = prediction.sample, prediction.anomaly_map, prediction.seen
     if pictures and sample and anomaly_map is not None and seen:
         try:
-            line |= pictures.write(name, sample, anomaly_map, seen)
+            line |= pictures.write(name, sample, anomaly_map, seen, prediction.part)
         except PadimError as error:  # the verdict holds, and the other images are scored all the same
             line["error"] = str(error)
     return line

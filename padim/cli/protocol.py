@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from padim.cli.options import positive
-from padim.config import BaseConfig, Config, kinds, preset_path, presets
+from padim.config import ALIGNMENTS, BaseConfig, Config, kinds, preset_path, presets
 from padim.detectors.registry import CONFIGURATIONS, read_config
 from padim.errors import PadimError
+
+# What `--align` has beside the values of the field.
+AUTO = "auto"
 
 
 def method_of(arguments: Sequence[str] | None) -> str:
@@ -51,11 +54,23 @@ def add_size_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_align_option(parser: argparse._ActionsContainer) -> None:
+    """`--align`, whose `auto` `auto_aligned` resolves for each category."""
+    parser.add_argument(
+        "--align",
+        choices=(*ALIGNMENTS, AUTO),
+        help="move parts that lie shifted, or shifted and turned, into one frame; auto: as the training images suggest"
+        " (default: none)",
+    )
+
+
 def add_field_options(parser: argparse.ArgumentParser, method: str) -> None:
     """An option for every field of a method's configuration."""
     group = parser.add_argument_group(f"the protocol of {method}, field by field, over that of --preset or --config")
     config = CONFIGURATIONS[method]
     for field in dataclasses.fields(config):
+        if field.name == "align":  # which stands with the options of every day
+            continue
         kind, several = kinds(config)[field.name]
         default: Any = field.default
         shown = (" ".join(map(str, default)) or "nothing") if several else str(default)
@@ -77,7 +92,7 @@ def given_fields(options: argparse.Namespace, method: str) -> dict[str, Any]:
         PadimError: two options set the same field.
     """
     fields = [field.name for field in dataclasses.fields(CONFIGURATIONS[method])]
-    given = {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
+    given = {name: getattr(options, name) for name in fields if getattr(options, name) not in (None, AUTO)}
     if not options.size:
         return given
     if len(options.size) > 2 or "resize" in given or "crop" in given:

@@ -39,7 +39,7 @@ def parser(prog: str = "padim-reproduce") -> Parser:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="comparisons of the paper, or all",
+        help="comparisons of the paper, align for parts in any pose, or all",
     )
     result.add_argument(
         "--category", nargs="+", default=["all"], metavar="NAME", help="categories (default: all of MVTec AD)"
@@ -85,13 +85,14 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-reproduce") 
     if options.address:  # other machines have other working directories
         options.data, options.output = options.data.absolute(), options.output.absolute()
 
-    from padim.reproduction.experiments import ablation, ablations, preset
+    from padim.reproduction.experiments import PAIRS, ablation, ablations, preset
     from padim.reproduction.tables import table
     from padim.storage.files import check_writable
     from padim.weights import digest, weights_from
 
     names = ablations() if "all" in options.ablation else options.ablation
-    experiments = [*map(preset, options.preset), *map(ablation, names)] or [preset("pytorch-r18")]
+    compared = [single for name in names for single in PAIRS.get(name, (name,))]
+    experiments = [*map(preset, options.preset), *map(ablation, compared)] or [preset("pytorch-r18")]
     backbones = sorted({name for experiment in experiments if (name := experiment.config.pretrained)})
     files = _weights_files(options.weights, backbones)
     found, missing = _categories(options)

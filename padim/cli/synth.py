@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from padim.cli.command import Parser, command
-from padim.config import MAX_SIDE
+from padim.config import ALIGNMENTS, MAX_SIDE
 from padim.errors import PadimError
 
 
@@ -18,7 +18,13 @@ def parser(prog: str = "padim-synth") -> Parser:
         description="Make a synthetic category in MVTec AD's layout, with five defect types and exact masks.",
     )
     result.add_argument("root", type=Path, metavar="ROOT", help="data root; the category becomes a folder of it")
-    result.add_argument("--kind", choices=("texture", "object"), default="texture", help="(default: texture)")
+    result.add_argument("--kind", choices=("texture", "object", "plate"), default="texture", help="(default: texture)")
+    result.add_argument(
+        "--pose",
+        choices=ALIGNMENTS,
+        default="none",
+        help="parts lie shifted, or shifted and turned, as poses.json tells (default: none)",
+    )
     result.add_argument("--category", metavar="NAME", help="name of the category (default: the kind)")
     result.add_argument(
         "--size", type=int, nargs="+", default=[256], metavar="N", help="side, or height and width (default: 256)"
@@ -41,6 +47,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-synth") -> i
     if min(options.train, options.good, options.defective, options.seed) < 0:
         raise PadimError("--train, --good, --defective and --seed can't be below 0")
 
+    if options.pose != "none" and options.kind == "texture":
+        raise PadimError("--pose: a texture fills its images, in any pose; pass --kind plate or object")
+
     from tqdm import tqdm
 
     from padim.data.synth import DEFECTS, write_category
@@ -56,6 +65,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-synth") -> i
         options.good,
         options.defective,
         options.seed,
+        options.pose,
     )
     for _ in tqdm(images, desc=folder.name, total=total, unit="image", disable=None):
         pass

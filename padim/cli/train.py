@@ -26,6 +26,8 @@ from padim.cli.options import (
     positive,
 )
 from padim.cli.protocol import (
+    AUTO,
+    add_align_option,
     add_field_options,
     add_size_option,
     add_source_options,
@@ -41,6 +43,7 @@ from padim.errors import PadimError
 
 if TYPE_CHECKING:
     from padim.data.items import Category
+    from padim.system.progress import OnProgress
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ def parser(prog: str = "padim-train", method: str = Config.method) -> Parser:
     add_output_option(result)
     add_source_options(result)
     add_size_option(result)
+    add_align_option(result)
     result.add_argument(
         "--weights", type=Path, metavar="FILE", help="backbone weights, .pth or .safetensors (default: download)"
     )
@@ -162,9 +166,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
             with failures.caught(name):
                 if options.eval:
                     check_tests(category, options)
+                aligned = _aligned(category, config, options, progress) if options.align == AUTO else config
                 trained = train_category(
                     category,
-                    config,
+                    aligned,
                     options.output,
                     options=fit_options,
                     weights=weights,
@@ -232,7 +237,7 @@ def _updated_config(options: argparse.Namespace) -> BaseConfig:
     from padim.storage.modelfile import has_moments
 
     given = given_fields(options, options.method or Config.method)
-    if given or options.config or options.preset or options.method:
+    if given or options.config or options.preset or options.method or options.align:
         raise PadimError(f"--update keeps the configuration of {options.update}: omit the options of another one")
     if len(options.category) > 1 or "all" in options.category:
         raise PadimError("--update is for one model: name one category")
@@ -271,6 +276,18 @@ def _categories(names: Sequence[str], options: argparse.Namespace, failures: Fai
         with failures.caught(name):
             found[name] = category_from(options, name)
     return found
+
+
+def _aligned(category: Category, config: BaseConfig, options: argparse.Namespace, progress: OnProgress) -> BaseConfig:
+    """The configuration with the alignment that the training images suggest, which is said on stderr."""
+    from padim.pipeline.align import choose_alignment
+    from padim.poses.spread import describe
+    from padim.system.distributed import rank
+
+    chosen, spread = choose_alignment(category, config, workers=options.workers, progress=progress)
+    if rank() == 0:
+        print(f"{category.name}: {describe(spread)}", file=sys.stderr)
+    return chosen
 
 
 def _each(names: Sequence[str], look: Callable[[str], str]) -> int:
@@ -337,10 +354,15 @@ def _readable(summary: Mapping[str, Any]) -> str:
         threshold = (
             f", threshold {summary['threshold']:.4f} for a false-alarm rate of {summary['false_alarm_rate']:.3g}"
         )
+    poses = ""
+    if summary["poses"]:
+        low, high = summary["poses"]["angle"]
+        far = max(map(abs, summary["poses"]["shift_x"] + summary["poses"]["shift_y"]))
+        poses = f", parts at {low:.0f} to {high:.0f} degrees and shifted by up to {far:.0f} pixels"
     return (
         f"{summary['category']}: {summary['images']} images{skipped} in {summary['seconds']:.1f} s"
         f" ({summary['images_per_second']:.1f} images/s), peak memory {summary['peak_memory_bytes'] / 1e6:.0f} MB,"
-        f" {summary['model']} ({summary['model_bytes'] / 1e6:.0f} MB){threshold}"
+        f" {summary['model']} ({summary['model_bytes'] / 1e6:.0f} MB){threshold}{poses}"
     )
 
 

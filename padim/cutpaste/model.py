@@ -19,7 +19,9 @@ from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.density import GaussianDensity, KernelDensity
 from padim.cutpaste.network import EMBEDDING, CutPasteNetwork
 from padim.cutpaste.training import train
-from padim.detectors.contract import Batches, Detector, images_of
+from padim.detectors.batches import Batches, as_pixels
+from padim.detectors.contract import Detector
+from padim.detectors.frame import CommonFrame
 from padim.detectors.options import FitOptions, FitResult
 from padim.detectors.scores import Scores
 from padim.errors import PadimError
@@ -87,7 +89,9 @@ class CutPaste(Detector):
             raise PadimError(
                 "--select best-on-test needs normal and defective test images: pass --eval, with images of both kinds"
             )
-        images = _collected(self.on_device(images_of(batch)) for batch in batches)
+        frame = CommonFrame(self.config)
+        images = _collected(self.on_device(batch) for batch in frame.images(batches))
+        self.alignment = frame.finish()
         if len(images) < 2:
             raise PadimError(f"a density needs at least two training images, there is {len(images) or 'none'}")
         weights = digest(self.network.state_dict())
@@ -191,8 +195,5 @@ class CutPaste(Detector):
 
 def _collected(batches: Iterable[Tensor]) -> NDArray[np.uint8]:
     """Batches of images, uint8 or floats in 0..1, as one array `[n, h, w, 3]`."""
-    parts = []
-    for batch in batches:
-        pixels = batch if batch.dtype == torch.uint8 else (batch * 255).round().to(torch.uint8)
-        parts.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
+    parts = [*map(as_pixels, batches)]
     return np.concatenate(parts) if parts else np.empty((0, 0, 0, 3), dtype=np.uint8)

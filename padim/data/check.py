@@ -7,14 +7,20 @@ import os
 import tomllib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from PIL import Image
+
 from padim.data.images import read_image, read_mask
-from padim.data.items import GOOD, Category, Item, images_below
+from padim.data.items import GOOD, Category, Item, images_below, some
 from padim.errors import ImageError
+from padim.poses.grid import grey
+from padim.poses.spread import ENOUGH, describe, find_spread
 from padim.system.progress import OnProgress, Progress, silent
 
 
@@ -29,6 +35,7 @@ class CategoryReport:
         masks: how many masks of each defect type.
         sizes: how many images of each size, as `width x height`.
         problems: one line for each thing that is wrong; none if the copy is whole.
+        advice: how the training images' parts lie, and what to do about it, if anything.
     """
 
     category: str
@@ -37,6 +44,7 @@ class CategoryReport:
     masks: dict[str, int]
     sizes: dict[str, int]
     problems: list[str]
+    advice: str | None = None
 
 
 class ItemResult(NamedTuple):
@@ -72,6 +80,7 @@ def check_category(root: Path, category: Category, workers: int, progress: OnPro
             dict(Counter(str(item.defect) for item in category.test if item.mask and os.path.isfile(item.mask))),
             dict(sizes),
             problems,
+            _advice(category, sizes),
         )
     )
 
@@ -93,7 +102,24 @@ def _check_item(item: Item) -> ItemResult:
             problems.append(str(error))
     elif item.anomalous:
         problems.append(f"{item.path}: no mask")
-    return ItemResult(f"{image.width} x {image.height}", problems)
+    return ItemResult(_size(image), problems)
+
+
+def _advice(category: Category, sizes: Counter[str]) -> str | None:
+    """What to do about how the parts of the training images lie, those of the usual size."""
+    usual, _ = next(iter(sizes.most_common(1)), ("", 0))
+    pictures = []
+    for item in some(category.train, ENOUGH):
+        with suppress(ImageError):  # which is among the problems
+            image = read_image(item.path)
+            if _size(image) == usual:
+                pictures.append(grey(np.asarray(image)))
+    spread = find_spread(pictures) if pictures else None
+    return describe(spread) if spread and spread.align != "none" else None
+
+
+def _size(image: Image.Image) -> str:
+    return f"{image.width} x {image.height}"
 
 
 def _general_problems(category: Category) -> list[str]:

@@ -52,6 +52,11 @@ class Category:
     test: list[Item]
 
 
+def some(items: Sequence[Item], count: int) -> list[Item]:
+    """At most so many of the items, spread evenly."""
+    return [items[number * len(items) // count] for number in range(count)] if len(items) > count else [*items]
+
+
 def real(path: Path) -> Path:
     """The path without links, in as far as they lead anywhere; `Path.resolve` raises for a loop of them."""
     return Path(os.path.realpath(path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.ndimage
@@ -17,7 +18,8 @@ from PIL import Image
 
 from padim.data.items import GOOD
 from padim.errors import PadimError
-from padim.storage.files import atomic_write
+from padim.poses.pose import Pose
+from padim.storage.files import atomic_write, write_json
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -31,15 +33,19 @@ class Scene:
     Attributes:
         image: RGB `[h, w, 3]`, in 0..1.
         body: where a defect may lie, `[h, w]`.
+        y: the coordinates of the part, `[h, w]`, see `_coordinates`.
+        x: the same, across.
     """
 
     image: Floats
     body: Bools
+    y: Floats
+    x: Floats
 
 
-def texture(height: int, width: int, random: Random) -> Scene:
+def texture(height: int, width: int, random: Random, pose: Pose) -> Scene:
     """A woven cloth: threads both ways, in a phase, pitch and light of their own."""
-    y, x = _coordinates(height, width)
+    y, x = _coordinates(height, width, pose)
     pitch = random.normal(14, 0.15)
     bend = 0.006 * _smooth_noise(height, width, 6, random)
     warp = np.sin(2 * np.pi * (pitch * (x + bend) + random.uniform()))
@@ -48,12 +54,12 @@ def texture(height: int, width: int, random: Random) -> Scene:
     cloth = 0.5 + 0.16 * over + 0.03 * _smooth_noise(height, width, 10, random)
     light = random.normal(1, 0.03) + 0.05 * random.normal() * (x - 0.5)
     image = (cloth * light)[..., None] * np.array([0.95, 0.9, 0.75])
-    return Scene(image, np.ones((height, width), dtype=bool))
+    return Scene(image, np.ones((height, width), dtype=bool), y, x)
 
 
-def part(height: int, width: int, random: Random) -> Scene:
+def part(height: int, width: int, random: Random, pose: Pose) -> Scene:
     """A turned metal part on a dark table: rings, a bore and six holes, slightly moved and lit from a side."""
-    y, x = _coordinates(height, width)
+    y, x = _coordinates(height, width, pose)
     cy, cx = 0.5 + random.normal(0, 0.006, 2)
     radius = np.hypot(y - cy, x - cx) / random.normal(1, 0.01)
     angle = np.arctan2(y - cy, x - cx)
@@ -67,7 +73,21 @@ def part(height: int, width: int, random: Random) -> Scene:
     grey = np.where(body, metal + 0.015 * _smooth_noise(height, width, 30, random), table)
     image = (grey * random.normal(1, 0.02))[..., None] * np.array([0.97, 0.98, 1.0])
     inside = (radius < 0.40) & (radius > 0.12)
-    return Scene(image, inside)
+    return Scene(image, inside, y, x)
+
+
+def plate(height: int, width: int, random: Random, pose: Pose) -> Scene:
+    """A long plate on a dark table, wider at one end, with a bore, a slot and milled grooves."""
+    y, x = _coordinates(height, width, pose)
+    along, across = x - 0.5, np.abs(y - 0.5)
+    body = (np.abs(along) < 0.36) & (across < 0.1 - 0.08 * along)
+    metal = 0.62 + 0.03 * np.sin(2 * np.pi * 24 * along)
+    metal = np.where(np.hypot(along + 0.26, across) < 0.05, 0.14, metal)
+    metal = np.where((np.abs(along - 0.1) < 0.1) & (across < 0.018), 0.3, metal)
+    table = 0.16 + 0.02 * _smooth_noise(height, width, 12, random)
+    grey = np.where(body, metal + 0.015 * _smooth_noise(height, width, 30, random), table)
+    image = (grey * random.normal(1, 0.03))[..., None] * np.array([1.0, 0.98, 0.95])
+    return Scene(image, (np.abs(along) < 0.34) & (across < 0.08 - 0.08 * along), y, x)
 
 
 def scratch(scene: Scene, random: Random) -> tuple[Floats, Bools]:
@@ -106,7 +126,7 @@ def blur(scene: Scene, random: Random) -> tuple[Floats, Bools]:
     return np.where(mask[..., None], smooth, scene.image), mask
 
 
-SCENES: dict[str, Callable[[int, int, Random], Scene]] = {"texture": texture, "object": part}
+SCENES: dict[str, Callable[[int, int, Random, Pose], Scene]] = {"texture": texture, "object": part, "plate": plate}
 DEFECTS: dict[str, Callable[[Scene, Random], tuple[Floats, Bools]]] = {
     "blur": blur,
     "faint": faint,
@@ -116,8 +136,20 @@ DEFECTS: dict[str, Callable[[Scene, Random], tuple[Floats, Bools]]] = {
 }
 
 
+# How far a posed part lies from the middle at most, in shares of the shorter side: the parts stay inside.
+_FARTHEST = 0.08
+
+
+def draw_pose(align: str, height: int, width: int, seed: tuple[int, ...]) -> Pose:
+    """Where a part lies that `align` would move back: upright in the middle for `none`; in pixels of its image."""
+    random = np.random.default_rng(np.random.SeedSequence(seed).spawn(4)[3])  # beside those of `synthesize`
+    angle, *shift = random.uniform(-1, 1, 3)
+    farthest = _FARTHEST * min(height, width)
+    return Pose.of(180 * angle * (align == "rotate"), np.array(shift) * farthest * (align != "none"))
+
+
 def synthesize(
-    kind: str, height: int, width: int, defect: str, seed: tuple[int, ...]
+    kind: str, height: int, width: int, defect: str, seed: tuple[int, ...], pose: Pose = Pose()
 ) -> tuple[NDArray[np.uint8], Bools]:
     """One image.
 
@@ -127,12 +159,13 @@ def synthesize(
         width: in pixels.
         defect: a key of `DEFECTS`, or "good".
         seed: any numbers; the same ones give the same image, with a defect or without.
+        pose: how the part lies, in pixels.
 
     Returns:
         RGB `[h, w, 3]`, and where the defect is, `[h, w]`.
     """
     for_scene, for_noise, for_defect = np.random.SeedSequence(seed).spawn(3)
-    scene = SCENES[kind](height, width, np.random.default_rng(for_scene))
+    scene = SCENES[kind](height, width, np.random.default_rng(for_scene), pose)
     image, mask = scene.image, np.zeros((height, width), dtype=bool)
     if defect != GOOD:
         image, mask = DEFECTS[defect](scene, np.random.default_rng(for_defect))
@@ -141,9 +174,19 @@ def synthesize(
 
 
 def write_category(
-    folder: Path, kind: str, height: int, width: int, train: int, good: int, defective: int, seed: int
+    folder: Path,
+    kind: str,
+    height: int,
+    width: int,
+    train: int,
+    good: int,
+    defective: int,
+    seed: int,
+    align: str = "none",
 ) -> Iterator[Path]:
     """Write a category in MVTec AD's layout; gives each image's path once it is written.
+
+    The poses of parts that lie in any go to `poses.json` in the folder.
 
     Args:
         folder: the category's folder.
@@ -154,6 +197,7 @@ def write_category(
         good: number of normal test images.
         defective: number of test images of each defect type.
         seed: of the whole category.
+        align: how parts lie: where `rotate` or `shift` can move them from, or for `none` all alike.
 
     Raises:
         PadimError: a file can't be written, or the folder has images beyond those.
@@ -165,14 +209,19 @@ def write_category(
         raise PadimError(
             f"{folder} has other images, like {others[0]}: remove the folder, or choose another --category"
         )
+    poses: dict[str, Any] = {}
     for group, (split, defect, count) in enumerate(groups):
         for number in range(count):
-            image, mask = synthesize(kind, height, width, defect, (seed, group, number))
+            pose = draw_pose(align, height, width, (seed, group, number))
+            poses[f"{split}/{defect}/{number:03}.png"] = pose._asdict()
+            image, mask = synthesize(kind, height, width, defect, (seed, group, number), pose)
             path = folder / split / defect / f"{number:03}.png"
             _save(path, image)
             if defect != GOOD:
                 _save(folder / "ground_truth" / defect / f"{number:03}_mask.png", mask.astype(np.uint8) * 255)
             yield path
+    if align != "none":
+        write_json(folder / "poses.json", poses)
 
 
 def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
@@ -180,11 +229,15 @@ def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
         Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
 
 
-def _coordinates(height: int, width: int) -> tuple[Floats, Floats]:
-    """Row and column of every pixel's centre; the shorter side is 1 long and the middle is at 0.5."""
+def _coordinates(height: int, width: int, pose: Pose) -> tuple[Floats, Floats]:
+    """Row and column of every pixel's centre on the part; the shorter side is 1 long and the part's middle at 0.5."""
     y, x = np.mgrid[:height, :width]
-    side = min(height, width)
-    return (y + 0.5 - height / 2) / side + 0.5, (x + 0.5 - width / 2) / side + 0.5
+    y, x = y + 0.5 - height / 2, x + 0.5 - width / 2
+    side, back = min(height, width), pose.inverse()
+    if pose != Pose():
+        (a, b), (c, d) = back.rotation
+        y, x = c * x + d * y + back.shift[1], a * x + b * y + back.shift[0]
+    return y / side + 0.5, x / side + 0.5
 
 
 def _smooth_noise(height: int, width: int, cells: int, random: Random) -> Floats:
@@ -196,10 +249,10 @@ def _smooth_noise(height: int, width: int, cells: int, random: Random) -> Floats
 
 def _local_axes(scene: Scene, random: Random) -> tuple[Floats, Floats]:
     """Coordinates along and across a random direction, around a random place on the body."""
-    y, x = _coordinates(*scene.body.shape)
     rows, columns = np.nonzero(scene.body)
     middle = random.integers(len(rows))
-    dy, dx = y - y[rows[middle], 0], x - x[0, columns[middle]]
+    at = rows[middle], columns[middle]
+    dy, dx = scene.y - scene.y[at], scene.x - scene.x[at]
     angle = random.uniform(0, 2 * np.pi)
     return dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
 

@@ -52,7 +52,8 @@ class Transform:
     def of(cls, config: BaseConfig) -> Transform:
         """The transform that a configuration asks for."""
         interpolations = config.interpolation, config.mask_interpolation
-        return cls(config.resize, config.image_size, *interpolations, config.rotation, config.seed)
+        seed = config.seed + config.rotation_seed
+        return cls(config.resize, config.image_size, *interpolations, config.rotation, seed)
 
     def posed(self, path: Path) -> Transform:
         """The transform of one image: this one, unless images are turned and cropped at random.

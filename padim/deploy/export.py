@@ -7,8 +7,9 @@
 | `maps`   | output, float32 [n, h, w]   | anomaly maps, from a detector that has them              |
 
 n is free. The metadata has one entry, `padim`: a JSON object of `version` (1), `config` and `about`
-as in the model file, `dimensions`, of the space of the distances, and `calibration`, the scores and pixel
-quantiles of `padim.calibration`, or null. Tensors beyond what one ONNX file can hold, 2 GiB, lie in a second
+as in the model file, `dimensions`, of the space of the distances, `calibration`, the scores and pixel
+quantiles of `padim.calibration`, or null, and `alignment`, what moves images into the model's frame before they enter
+the graph (`padim.poses.alignment`), or null. Tensors beyond what one ONNX file can hold, 2 GiB, lie in a second
 one beside it, which bears its name, a digest and `.data`.
 """
 
@@ -171,6 +172,7 @@ def _header(model: Detector) -> dict[str, object]:
         "about": dataclasses.asdict(model.provenance),
         "dimensions": model.dimensions,
         "calibration": calibration,
+        "alignment": model.alignment and model.alignment.to_dict(),
     }
 
 
@@ -182,5 +184,6 @@ def _difference(model: Detector, path: Path, images: Tensor) -> float:
         expected, found = model.score(batch), runtime.score_pixels(batch.permute(0, 2, 3, 1).numpy())
         for ours, theirs in ((expected.images, found.images), (expected.maps, found.maps)):
             if ours is not None and theirs is not None:
-                differences.append(float(np.abs(theirs - ours.numpy()).max() / ours.abs().max()))
+                largest = np.nanmax(np.abs(ours.numpy()))
+                differences.append(float(np.nanmax(np.abs(theirs - ours.numpy())) / largest))
     return max(differences)

@@ -15,8 +15,9 @@ from padim.calibration import PIXEL_RATES, Calibration
 from padim.config import BaseConfig
 from padim.data.transform import Transform
 from padim.detectors.registry import configuration, load
-from padim.detectors.scores import Scorer, Scores
+from padim.detectors.scores import NumpyScores, Scorer, Scores, score_aligned
 from padim.errors import PadimError, first_line
+from padim.poses.alignment import Alignment
 from padim.storage.files import utf8_path
 from padim.storage.provenance import Provenance
 
@@ -37,6 +38,7 @@ class Runtime:
         provenance: where it comes from.
         dimensions: of the space of the distances.
         calibration: what normal images score, where that is known.
+        alignment: the common frame that images are moved into, if the model has one.
     """
 
     session: Any
@@ -44,6 +46,7 @@ class Runtime:
     provenance: Provenance
     dimensions: int
     calibration: Calibration | None
+    alignment: Alignment | None
 
     @classmethod
     def load(cls, path: Path | str, threads: int = 0) -> Runtime:
@@ -104,6 +107,10 @@ class Runtime:
         Raises:
             PadimError: the images have another size, a score is not finite, or the graph is damaged.
         """
+        return score_aligned(self.alignment, pixels, self._score_pixels)
+
+    def _score_pixels(self, pixels: NDArray[np.uint8]) -> NumpyScores:
+        """The scores of images that are moved already, if the model does that."""
         if pixels.shape[1:] != (*self.config.image_size, 3):
             expected = f"[n, {self.config.image_size[0]}, {self.config.image_size[1]}, 3]"
             raise PadimError(f"images have shape {list(pixels.shape)}, expected {expected}")
@@ -156,6 +163,9 @@ def _parsed(header: dict[str, Any]) -> dict[str, Any]:
             raise ValueError("pixels")
         calibration = Calibration(np.sort(scores), pixels)
     config = configuration(header["config"]).from_dict(header["config"])
+    alignment = None
+    if config.align != "none":
+        alignment = Alignment.from_dict(header["alignment"], *config.image_size)
     dimensions = int(header["dimensions"])
     if not 0 < dimensions < 2**31:
         raise ValueError("dimensions")
@@ -164,4 +174,5 @@ def _parsed(header: dict[str, Any]) -> dict[str, Any]:
         "provenance": Provenance(**header["about"]),
         "dimensions": dimensions,
         "calibration": calibration,
+        "alignment": alignment,
     }

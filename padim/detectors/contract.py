@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from padim.calibration import PIXEL_RATES, Calibration
 from padim.config import FALSE_ALARM_RATE, BaseConfig
+from padim.detectors.batches import Batches, as_images, as_pixels, check_images
 from padim.detectors.options import FitOptions, FitResult
-from padim.detectors.scores import Scores
+from padim.detectors.scores import NumpyScores, Scores, score_aligned
 from padim.errors import PadimError
+from padim.poses.alignment import Alignment
+from padim.poses.grid import grid_of
 from padim.storage import modelfile
 from padim.storage.provenance import Provenance
 from padim.storage.tensorfile import take
@@ -25,10 +28,6 @@ from padim.system.device import find_device, full_float32
 from padim.system.progress import OnProgress, silent
 from padim.version import __version__
 from padim.weights import Weights
-
-# Images `[n, 3, h, w]` in batches; of a pair like those that a `DataLoader` gives, the first entry is taken.
-Batches = Iterable[Tensor | Sequence[Tensor]]
-
 
 _UNFITTED = Provenance(
     category="", images=0, false_alarm_rate=FALSE_ALARM_RATE, weights_sha256="", padim_version=__version__
@@ -47,6 +46,7 @@ class Detector(nn.Module, ABC):
         config: the protocol.
         provenance: where it comes from.
         calibration: what normal images score, once fitted and where that is known.
+        alignment: the common frame that images are moved into, once fitted and where the configuration has one.
     """
 
     configuration: ClassVar[type[BaseConfig]]
@@ -76,6 +76,7 @@ class Detector(nn.Module, ABC):
         self.register_buffer("_placed", torch.empty(0, device=find_device(device)), persistent=False)
         self.provenance = _UNFITTED
         self.calibration: Calibration | None = None
+        self.alignment: Alignment | None = None
 
     @property
     def device(self) -> torch.device:
@@ -115,7 +116,10 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Scores[Tensor]:
-        """The scores of images on the device, as one function of tensors, which `padim.deploy.export` traces."""
+        """The scores of images on the device, in the frame of the model if it has one.
+
+        It is one function of tensors, which `padim.deploy.export` traces.
+        """
 
     @abstractmethod
     def tensors(self, options: FitOptions) -> dict[str, Tensor]:
@@ -145,13 +149,22 @@ class Detector(nn.Module, ABC):
             if getattr(options, name) != getattr(FitOptions, name):
                 raise PadimError(f"{name}: {reason}")
 
-    @torch.no_grad()
     def score(self, images: Tensor) -> Scores[Tensor]:
         """The scores of a batch of images, on the detector's device.
 
         Raises:
             PadimError: it isn't fitted, the images have another size, or a score is not finite.
         """
+        if self.alignment is None:
+            return self._score(images)
+        check_images(images, *self.config.image_size)
+        found = self.score_pixels(as_pixels(images))
+        maps, embeddings = (None if part is None else torch.from_numpy(part) for part in (found.maps, found.embeddings))
+        return Scores(torch.from_numpy(found.images), maps, embeddings, found.parts)
+
+    @torch.no_grad()
+    def _score(self, images: Tensor) -> Scores[Tensor]:
+        """The scores of images that are moved already, if the model does that."""
         with full_float32(self.device):
             scores = self.forward(self.on_device(images))
         values = scores.images if scores.maps is None else scores.maps
@@ -161,7 +174,10 @@ class Detector(nn.Module, ABC):
 
     def score_pixels(self, pixels: NDArray[np.uint8]) -> Scores[NDArray[np.float32]]:
         """The scores of RGB images `[n, h, w, 3]`, as `score`, in NumPy."""
-        images, maps, embeddings = self.score(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        return score_aligned(self.alignment, pixels, self._score_pixels)
+
+    def _score_pixels(self, pixels: NDArray[np.uint8]) -> NumpyScores:
+        images, maps, embeddings, _ = self._score(as_images(pixels))
         return Scores(images.cpu().numpy(), _as_array(maps), _as_array(embeddings))
 
     def training_embeddings(self) -> NDArray[np.float32] | None:
@@ -174,11 +190,7 @@ class Detector(nn.Module, ABC):
         Raises:
             PadimError: they have another size, or are floats outside 0..1.
         """
-        if tuple(images.shape[1:]) != (3, *self.config.image_size):
-            expected = f"[n, 3, {self.config.image_size[0]}, {self.config.image_size[1]}]"
-            raise PadimError(f"images have shape {list(images.shape)}, expected {expected}")
-        if images.is_floating_point() and bool(((images < 0) | (images > 1)).any()):
-            raise PadimError("floating point images have values in 0..1: divide by 255, or pass uint8")
+        check_images(images, *self.config.image_size)
         if self.device.type == "cuda" and images.device.type == "cpu":
             images = images.pin_memory()  # only then does the copy overlap with what the GPU still computes
         return images.to(self.device, non_blocking=images.is_pinned())
@@ -195,6 +207,8 @@ class Detector(nn.Module, ABC):
             tensors["normal.scores"] = torch.from_numpy(self.calibration.scores)
             if self.calibration.pixels is not None:
                 tensors["normal.pixels"] = torch.from_numpy(self.calibration.pixels)
+        if self.alignment:
+            tensors |= _alignment_tensors(self.alignment)
         modelfile.write(Path(path), tensors, self.config, self.provenance)
 
     @classmethod
@@ -219,6 +233,7 @@ class Detector(nn.Module, ABC):
             detector = cls.unfitted(config, tensors, weights, device)
             detector.restore(tensors, provenance)
             detector.calibration = _calibration(tensors, provenance.images)
+            detector.alignment = _alignment(tensors, config, provenance.images)
         except PadimError as error:
             raise PadimError(f"{path}: {error}") from error
         detector.provenance = provenance
@@ -235,11 +250,6 @@ class Detector(nn.Module, ABC):
         )
 
 
-def images_of(batch: Tensor | Sequence[Tensor]) -> Tensor:
-    """The images of a batch that may be a pair."""
-    return batch if isinstance(batch, Tensor) else batch[0]
-
-
 def _as_array(tensor: Tensor | None) -> NDArray[np.float32] | None:
     return None if tensor is None else tensor.cpu().numpy()
 
@@ -251,3 +261,29 @@ def _calibration(tensors: Mapping[str, Tensor], images: int) -> Calibration | No
     scores: NDArray[np.float32] = take(tensors, "normal.scores", min(max(1, count), images)).numpy()
     has_pixels = "normal.pixels" in tensors
     return Calibration(scores, take(tensors, "normal.pixels", len(PIXEL_RATES)).numpy() if has_pixels else None)
+
+
+def _alignment_tensors(alignment: Alignment) -> dict[str, Tensor]:
+    arrays = {
+        "reference": alignment.reference,
+        "turns": np.array(alignment.turns, dtype=np.uint8),
+        "field": alignment.field.astype(np.uint8),
+        "angles": alignment.angles,
+        "shifts": alignment.shifts,
+        "correlations": alignment.correlations,
+    }
+    return {f"pose.{name}": torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _alignment(tensors: Mapping[str, Tensor], config: BaseConfig, images: int) -> Alignment | None:
+    if config.align == "none":
+        return None
+    count = min(max(1, tensors["pose.angles"].numel() if "pose.angles" in tensors else 0), images)
+    return Alignment(
+        take(tensors, "pose.reference", *grid_of(*config.image_size)).numpy(),
+        bool(take(tensors, "pose.turns", dtypes=(torch.uint8,))),
+        take(tensors, "pose.field", *config.image_size, dtypes=(torch.uint8,)).bool().numpy(),
+        take(tensors, "pose.angles", count).numpy(),
+        take(tensors, "pose.shifts", count, 2).numpy(),
+        take(tensors, "pose.correlations", count).numpy(),
+    )

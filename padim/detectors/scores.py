@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from padim.calibration import Calibration
 from padim.config import BaseConfig
+from padim.poses.alignment import Alignment, PartPose, out_of_frame
 from padim.storage.provenance import Provenance
 
 Array = TypeVar("Array")
@@ -19,14 +21,16 @@ class Scores(NamedTuple, Generic[Array]):
 
     Attributes:
         images: image scores `[n]`.
-        maps: anomaly maps `[n, h, w]`, one value per pixel of the images that the network saw; None from a detector
-            that scores whole images only.
+        maps: anomaly maps `[n, h, w]`, one value per pixel of the images, NaN where an aligned model has not seen
+            enough; None from a detector that scores whole images only.
         embeddings: `[n, d]`, from a detector that compares whole images by them.
+        parts: how the parts lie in the images, from a model that aligns them.
     """
 
     images: Array
     maps: Array | None
     embeddings: Array | None = None
+    parts: Sequence[PartPose] | None = None
 
 
 class Scorer(Protocol):
@@ -52,6 +56,10 @@ class Scorer(Protocol):
     def dimensions(self) -> int:
         """Of the space in which distances are measured."""
 
+    @property
+    def alignment(self) -> Alignment | None:
+        """The common frame that images are moved into, for a model that aligns them."""
+
     def training_embeddings(self) -> NDArray[np.float32] | None:
         """Those of the training images `[n, d]`, from a detector that compares whole images by them."""
 
@@ -61,3 +69,26 @@ class Scorer(Protocol):
         Raises:
             PadimError: the images have another size, or a score is not finite.
         """
+
+
+NumpyScores = Scores[NDArray[np.float32]]
+
+
+def score_aligned(
+    alignment: Alignment | None,
+    pixels: NDArray[np.uint8],
+    score: Callable[[NDArray[np.uint8]], NumpyScores],
+) -> NumpyScores:
+    """The scores of RGB images `[n, h, w, 3]`, moved into a model's frame if it has one; maps lie in the images' own.
+
+    An image score is the largest value of the map among the positions that count.
+    """
+    if alignment is None or pixels.shape[1:3] != alignment.field.shape:  # which the model refuses
+        return score(pixels)
+    frames, parts = alignment.into_frame(pixels)
+    scores = score(frames)._replace(parts=parts)
+    if scores.maps is None:
+        return scores
+    maps = alignment.masked(scores.maps, parts)
+    own = [out_of_frame(one, part.pose) for one, part in zip(maps, parts, strict=True)]
+    return scores._replace(images=np.nanmax(maps, axis=(1, 2)), maps=np.stack(own))

@@ -17,6 +17,7 @@ from padim.data.loader import Sample, batched
 from padim.detectors.scores import Scorer
 from padim.errors import PadimError
 from padim.evaluation.metrics import Bools, Floats, Metrics, measure
+from padim.poses.alignment import PartPose
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,11 @@ class ImageResult:
     Attributes:
         item: what it is.
         score: its image score.
-        anomaly_map: `[h, w]`, from a detector that has maps.
+        anomaly_map: `[h, w]`, from a detector that has maps; NaN where an aligned model has not seen enough.
         mask: where it is defective, `[h, w]`, where that is known.
         image: RGB, uint8, `[h, w, 3]`, as the model has seen it, where it was asked for.
         embedding: `[d]`, from a detector that compares whole images.
+        part: how the part lies in the image, from a model that aligns them.
     """
 
     item: Item
@@ -38,6 +40,17 @@ class ImageResult:
     mask: Bools | None
     image: NDArray[np.uint8] | None
     embedding: Floats | None = None
+    part: PartPose | None = None
+
+    @property
+    def found(self) -> bool:
+        """Whether the image agrees with the model's reference, if that has one."""
+        return self.part is None or self.part.found
+
+    def summary(self) -> dict[str, Any]:
+        """The score as plain values, for JSON."""
+        line: dict[str, Any] = {"path": str(self.item.path), "defect": self.item.defect, "score": self.score}
+        return line | ({"pose": self.part.summary()} if self.part else {})
 
 
 @dataclass(frozen=True)
@@ -73,10 +86,10 @@ class Evaluation:
 
         It is the false-positive rate of the normal images, and the recall of the anomalous ones.
         """
-        scores = [image.score for image in self.images if image.item.anomalous == anomalous]
-        if not scores or self.thresholds.threshold is None:
+        images = [image for image in self.images if image.item.anomalous == anomalous]
+        if not images or self.thresholds.threshold is None:
             return None
-        return sum(bool(self.thresholds.is_anomalous(score)) for score in scores) / len(scores)
+        return sum(bool(self.thresholds.is_anomalous(image.score, found=image.found)) for image in images) / len(images)
 
     def summary(self) -> dict[str, Any]:
         """The figures as plain values, for JSON."""
@@ -86,6 +99,7 @@ class Evaluation:
             "defective": sum(image.item.anomalous for image in self.images),
             "skipped": self.skipped,
             "unmasked": self.unmasked,
+            "poses_not_found": sum(not image.found for image in self.images),
             **dataclasses.asdict(self.metrics),
             **dataclasses.asdict(self.thresholds),
             "false_alarms": self.flagged(anomalous=False),
@@ -114,7 +128,7 @@ def evaluate(
     """
     results = []
     for batch in batched(samples, batch_size):
-        scores, maps, embeddings = scorer.score_pixels(np.stack([sample.image for sample in batch]))
+        scores, maps, embeddings, parts = scorer.score_pixels(np.stack([sample.image for sample in batch]))
         for index, sample in enumerate(batch):
             results.append(
                 ImageResult(
@@ -124,6 +138,7 @@ def evaluate(
                     sample.mask,
                     sample.image if keep_images else None,
                     None if embeddings is None else embeddings[index],
+                    None if parts is None else parts[index],
                 )
             )
     if not results:

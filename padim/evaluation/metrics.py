@@ -127,10 +127,11 @@ def measure(labels: Bools, scores: Floats, masks: Bools, maps: Floats) -> Metric
         labels: whether each image is anomalous, `[n]`.
         scores: image scores `[n]`.
         masks: where the images that have a ground truth are defective, `[m, h, w]`.
-        maps: the anomaly maps of those images, `[m, h, w]`.
+        maps: the anomaly maps of those images, `[m, h, w]`; pixels that are NaN count for nothing.
     """
     images = Curve.of(labels, scores) if _both_kinds(labels) else None
-    pixels = Curve.of(masks, maps) if _both_kinds(masks) else None
+    seen_masks, seen_maps = seen_pixels(masks, maps)
+    pixels = Curve.of(seen_masks, seen_maps) if _both_kinds(seen_masks) else None
     image_f1, image_threshold = images.f1_max() if images else (None, None)
     pixel_f1, pixel_threshold = pixels.f1_max() if pixels else (None, None)
     return Metrics(
@@ -154,14 +155,20 @@ def pro_curve(masks: Bools, maps: Floats) -> Curve:
 
     Args:
         masks: ground truth `[n, h, w]`, with pixels of both kinds.
-        maps: anomaly maps `[n, h, w]`.
+        maps: anomaly maps `[n, h, w]`; pixels that are NaN count for nothing.
     """
     weights = []
-    for mask in masks:
+    for mask, seen in zip(masks, ~np.isnan(maps), strict=True):
         regions, _ = scipy.ndimage.label(mask, structure=EIGHT_CONNECTED)
-        inside = regions[mask]
+        inside = regions[mask & seen]
         weights.append(1 / np.bincount(inside)[inside])  # every region counts as much as any other
-    return Curve.of(masks, maps, np.concatenate(weights))
+    return Curve.of(*seen_pixels(masks, maps), np.concatenate(weights))
+
+
+def seen_pixels(masks: Bools, maps: Floats) -> tuple[Bools, Floats]:
+    """The pixels of masks and maps `[n, h, w]` that a model has seen, those whose distance is not NaN: `[k]` each."""
+    seen = ~np.isnan(maps)
+    return masks[seen], maps[seen]
 
 
 def _both_kinds(labels: Bools) -> bool:

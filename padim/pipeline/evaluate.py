@@ -61,7 +61,7 @@ def evaluate_category(
         category.name, metrics, images, *counts, thresholds, scorer.config.remark, page, seconds, peak_memory()
     )
     if folder:
-        scores = [{"path": str(image.item.path), "defect": image.item.defect, "score": image.score} for image in images]
+        scores = [image.summary() for image in images]
         write_json(folder / "eval.json", found.summary() | {"config": scorer.config.to_dict(), "scores": scores})
     if folder and report:
         from padim.report.page import write_report

@@ -18,6 +18,7 @@ from padim.data.transform import Box, Transform
 from padim.detectors.scores import Scorer
 from padim.errors import PadimError
 from padim.evaluation.regions import Region, anomalous_regions
+from padim.poses.alignment import PartPose
 from padim.system.progress import OnProgress, silent, tracked
 
 Image = Item | Path | str
@@ -32,8 +33,9 @@ class Prediction:
         thresholds: what is anomalous.
         score: its image score; None if there is a `problem` with the image.
         regions: where it is anomalous, if it is; None from a detector without maps.
-        seen: the part of the image that the model has seen, in pixels; None likewise.
-        anomaly_map: distances `[h, w]`; None likewise.
+        part: how the part lies in what the network sees of the image, from a model that aligns them.
+        seen: what the network sees of the image, in pixels.
+        anomaly_map: distances `[h, w]` of that; NaN where an aligned model has not seen enough, None without maps.
         sample: the image as it was read, with its mask.
         problem: why there is no score.
     """
@@ -42,6 +44,7 @@ class Prediction:
     thresholds: Thresholds
     score: float | None = None
     regions: Sequence[Region] | None = None
+    part: PartPose | None = None
     seen: Box | None = None
     anomaly_map: NDArray[np.float32] | None = None
     sample: Sample | None = None
@@ -50,7 +53,9 @@ class Prediction:
     @property
     def verdict(self) -> str | None:
         """`anomalous` or `normal`; None without a score or a threshold."""
-        anomalous = None if self.score is None else self.thresholds.is_anomalous(self.score)
+        if self.score is None:
+            return None
+        anomalous = self.thresholds.is_anomalous(self.score, found=self.part is None or self.part.found)
         return None if anomalous is None else "anomalous" if anomalous else "normal"
 
     def summary(self) -> dict[str, Any]:
@@ -60,6 +65,10 @@ class Prediction:
             return line | {"error": str(self.problem)}
         line["score"] = self.score
         line |= {name: getattr(self.thresholds, name) for name in ("threshold", "false_alarm_rate")}
+        if self.part and self.sample and self.seen:
+            height, width = self.sample.image.shape[:2]
+            left, top, right, bottom = self.seen
+            line["pose"] = self.part.summary((right - left) / width, (bottom - top) / height)
         if self.regions is None:
             return line
         return line | {"regions": [region._asdict() for region in self.regions], "seen": self.seen}
@@ -113,7 +122,7 @@ def _predicted(
 ) -> Iterator[Prediction]:
     """The predictions of a batch; an image that can't be scored costs the others nothing."""
     try:
-        scores, maps, _ = scorer.score_pixels(np.stack([sample.image for sample in batch]))
+        scores, maps, _, parts = scorer.score_pixels(np.stack([sample.image for sample in batch]))
     except PadimError as error:
         if len(batch) == 1:
             yield Prediction(batch[0].item.path, thresholds, problem=error)
@@ -122,21 +131,13 @@ def _predicted(
                 yield from _predicted(scorer, [sample], transform, thresholds)
         return
     for index, sample in enumerate(batch):
-        anomaly_map = None if maps is None else maps[index]
-        yield _prediction(sample, float(scores[index]), anomaly_map, transform, thresholds)
+        seen, part = transform.seen(*sample.size), None if parts is None else parts[index]
+        plain = Prediction(sample.item.path, thresholds, float(scores[index]), part=part, seen=seen, sample=sample)
+        yield plain if maps is None else _with_map(plain, maps[index], seen)
 
 
-def _prediction(
-    sample: Sample,
-    score: float,
-    anomaly_map: NDArray[np.float32] | None,
-    transform: Transform,
-    thresholds: Thresholds,
-) -> Prediction:
-    """The prediction of one image; regions are those of an anomalous one."""
-    plain = Prediction(sample.item.path, thresholds, score, sample=sample)
-    if anomaly_map is None:
-        return plain
-    seen, pixel = transform.seen(*sample.size), thresholds.pixel_threshold
+def _with_map(plain: Prediction, anomaly_map: NDArray[np.float32], seen: Box) -> Prediction:
+    """The prediction with its map, and the regions of an anomalous image."""
+    pixel = plain.thresholds.pixel_threshold
     regions = anomalous_regions(anomaly_map, pixel, seen) if plain.verdict == "anomalous" and pixel else []
-    return dataclasses.replace(plain, regions=regions, seen=seen, anomaly_map=anomaly_map)
+    return dataclasses.replace(plain, regions=regions, anomaly_map=anomaly_map)

@@ -22,6 +22,7 @@ from padim.detectors.contract import Detector
 from padim.detectors.options import FitOptions, FitResult
 from padim.detectors.registry import load, model_config, new_detector
 from padim.errors import PadimError
+from padim.pipeline.align import check_rigid
 from padim.storage.files import check_writable, write_json
 from padim.system import distributed
 from padim.system.machine import peak_memory
@@ -81,6 +82,7 @@ class TrainResult:
             **self.taken.memory,
             "model_bytes": self.path.stat().st_size if self.path else None,
             "device": self.taken.device,
+            "poses": self.detector.alignment and self.detector.alignment.summary(),
         }
 
 
@@ -126,6 +128,7 @@ def train_category(
     if folder:
         check_writable(folder)
     config = model_config(update_from) if update_from else config
+    check_rigid(category.train, config)
     transform = Transform.of(config)
     loader = ImageLoader(distributed.share(category.train), transform, workers=options.workers, strict=strict)
     loader.start()  # while the network is built

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 COLOUR_MAP = "inferno"  # perceptually uniform, and readable by the colour-blind
 
+# Of what a model has not seen.
+GREY = (160, 160, 160)
+
 
 @dataclass(frozen=True)
 class ColourScale:
@@ -27,7 +30,9 @@ class ColourScale:
         return cls(0, max(high, 1e-3))  # images that never vary have no distances
 
     def colours(self, values: NDArray[np.floating]) -> NDArray[np.uint8]:
-        """RGB `[..., 3]` of distances `[...]`."""
+        """RGB `[..., 3]` of distances `[...]`; grey where they are NaN."""
         table = (matplotlib.colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
         position = (values - self.low) / (self.high - self.low)
-        return table[(position.clip(0, 1) * 255).round().astype(np.uint8)]
+        colours: NDArray[np.uint8] = table[np.nan_to_num(position.clip(0, 1) * 255).round().astype(np.uint8)]
+        colours[np.isnan(values)] = GREY
+        return colours

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from padim.data.transform import Box
-from padim.report.colours import ColourScale
+from padim.report.colours import GREY, ColourScale
 from padim.storage.files import atomic_write
 
 _OPACITY = 0.5
-_FRAME = (160, 160, 160)
 
 
 def overlay(image: Image.Image, anomaly_map: NDArray[np.floating], seen: Box, scale: ColourScale) -> Image.Image:
@@ -22,17 +21,17 @@ def overlay(image: Image.Image, anomaly_map: NDArray[np.floating], seen: Box, sc
 
     Args:
         image: RGB, any size.
-        anomaly_map: `[h, w]`, covering the part of the image that the model has seen.
-        seen: that part, in pixels of the image; it is framed where it is not the whole image.
+        anomaly_map: `[h, w]`, covering the part of the image that the network has seen; NaN becomes grey.
+        seen: that part, in pixels of the image; it is framed where it is not the whole image, and the rest is grey.
         scale: the colours.
     """
-    result = image.copy()
+    result = Image.blend(image, Image.new("RGB", image.size, GREY), _OPACITY)
     part = image.crop(seen)
     stretched = Image.fromarray(anomaly_map.astype(np.float32)).resize(part.size, Image.Resampling.BILINEAR)
     heatmap = Image.fromarray(scale.colours(np.asarray(stretched)))
     result.paste(Image.blend(part, heatmap, _OPACITY), seen[:2])
     if part.size != image.size:
-        ImageDraw.Draw(result).rectangle((seen.left - 1, seen.top - 1, seen.right, seen.bottom), outline=_FRAME)
+        ImageDraw.Draw(result).rectangle((seen.left - 1, seen.top - 1, seen.right, seen.bottom), outline=GREY)
     _draw_colour_bar(result, scale)
     return result
 

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import html
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -14,10 +15,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from padim.calibration import Thresholds
 from padim.data.items import GOOD
 from padim.detectors.scores import Scorer
 from padim.evaluation.category import Evaluation, ImageResult
-from padim.evaluation.metrics import Curve, Floats, Metrics, pro_curve
+from padim.evaluation.metrics import Curve, Floats, Metrics, pro_curve, seen_pixels
 from padim.report.colours import ColourScale
 from padim.report.figures import as_svg, embedding_figure, histogram_figure, pro_figure, roc_figure, save_figure
 from padim.report.overlay import outline
@@ -84,17 +86,20 @@ def report_page(
 
 def _wrongness(result: ImageResult, threshold: float | None) -> float:
     """How far a score lies on the wrong side of the threshold; the score itself where there is none."""
+    if not result.found:
+        return -math.inf if result.item.anomalous else math.inf
     if threshold is None:
         return result.score
     return threshold - result.score if result.item.anomalous else result.score - threshold
 
 
 def _verdict(result: ImageResult, threshold: float | None) -> str:
-    if threshold is None:
+    flagged = Thresholds(threshold).is_anomalous(result.score, found=result.found)
+    if flagged is None:
         return "undecided"
     if result.item.anomalous:
-        return "found" if result.score >= threshold else "missed"
-    return "false-alarm" if result.score >= threshold else "passed"
+        return "found" if flagged else "missed"
+    return "false-alarm" if flagged else "passed"
 
 
 def _card(result: ImageResult, threshold: float | None, pixel_threshold: float | None, scale: ColourScale) -> str:
@@ -116,8 +121,17 @@ def _card(result: ImageResult, threshold: float | None, pixel_threshold: float |
     kind = "normal" if result.item.defect == GOOD else defect
     return (
         f'<article class="card {verdict}" data-defect="{defect}" data-verdict="{verdict}">'
-        f"<p><b>{name}</b><br>{kind}, score {result.score:.3f}: {_VERDICTS[verdict]}</p>{thumbnails}</article>"
+        f"<p><b>{name}</b><br>{kind}, score {result.score:.3f}: {_VERDICTS[verdict]}{_pose(result)}</p>"
+        f"{thumbnails}</article>"
     )
+
+
+def _pose(result: ImageResult) -> str:
+    """How the part lies, where the model has looked for that."""
+    if result.part is None:
+        return ""
+    found = "" if result.found else "no part found: "
+    return f"<br>{found}{result.part.pose.angle:.1f} degrees, correlation {result.part.correlation:.2f}"
 
 
 def _data_uri(picture: Image.Image) -> str:
@@ -143,6 +157,8 @@ def write_report(folder: Path, evaluation: Evaluation, scorer: Scorer) -> None:
     note = _CALIBRATED if calibrated else _F1 if metrics.image_f1_threshold is not None else _NO_THRESHOLD
     if any(result.anomaly_map is not None for result in results):
         colours = f"Heatmaps from black, a distance of {scale.low:g}, to yellow, {scale.high:.1f} and above."
+        if scorer.alignment:
+            colours = f"{colours[:-1]}; grey is what was not seen of the aligned parts."
         note = f"{colours} Contours: ground truth white, prediction cyan. {note}"
     for name in ("per-region overlap", "ROC curves", "image scores", "embeddings"):
         if name in figures:
@@ -176,7 +192,7 @@ def _figures(
     if metrics.image_auroc is not None:
         curves["images"] = Curve.of(labels, scores)
     if metrics.pixel_auroc is not None:
-        curves["pixels"] = Curve.of(masks, maps)
+        curves["pixels"] = Curve.of(*seen_pixels(masks, maps))
         figures["per-region overlap"] = pro_figure(pro_curve(masks, maps))
     if curves:
         figures["ROC curves"] = roc_figure(curves)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from padim.data.loader import Sample
 from padim.data.transform import Box
+from padim.poses.alignment import PartPose
 from padim.report.colours import ColourScale
 from padim.report.overlay import save_overlay
 
@@ -33,7 +34,14 @@ class Pictures:
     panel: bool = False
     raw: str | None = None
 
-    def write(self, name: Path, sample: Sample, anomaly_map: NDArray[np.float32], seen: Box) -> dict[str, str]:
+    def write(
+        self,
+        name: Path,
+        sample: Sample,
+        anomaly_map: NDArray[np.float32],
+        seen: Box,
+        part: PartPose | None = None,
+    ) -> dict[str, str]:
         """Write the pictures of a sample under a name below the folder; gives their kinds and paths.
 
         Args:
@@ -41,6 +49,7 @@ class Pictures:
             sample: the image, with its original.
             anomaly_map: `[h, w]`.
             seen: the part of the original that the map covers.
+            part: how the part lies in it, from a model that aligns them.
 
         Raises:
             PadimError: one of them can't be written.
@@ -60,6 +69,7 @@ class Pictures:
                 sample.mask,
                 self.pixel_threshold,
                 self.scale,
+                part,
             )
         if self.raw:
             from padim.report.raw import save_npy, save_png16

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from padim.config import Config
-from padim.detectors.contract import Batches
+from padim.detectors.batches import Batches
 from padim.detectors.options import FitOptions, FitResult
 from padim.detectors.scores import Scores
 from padim.errors import PadimError

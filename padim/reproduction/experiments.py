@@ -35,15 +35,18 @@ class Experiment:
         name: a preset or an ablation; what `padim.reproduction.published` knows it by.
         config: its protocol.
         make: gives the unfitted detector of the configuration.
+        repeated: the field of the configuration that a repetition changes.
     """
 
     name: str
     config: BaseConfig
     make: Callable[..., Detector] = new_detector
+    repeated: str = "seed"
 
     def with_seed(self, number: int) -> Experiment:
         """The experiment with the seed of its repetition `number`; the first one has its own."""
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, seed=self.config.seed + number))
+        first = getattr(self.config, self.repeated)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **{self.repeated: first + number}))
 
     @property
     def seeded(self) -> bool:
@@ -74,7 +77,12 @@ _ABLATIONS: dict[str, tuple[str, dict[str, Any], Callable[..., Detector]]] = {
     "pca200": ("paper-r18", {"channels": 200}, PcaPadim),
     "non-aligned": ("paper-wr50", {"rotation": 10.0}, new_detector),
     "non-aligned-r18": ("paper-r18", {"rotation": 10.0}, new_detector),
+    "align-none": ("pytorch-r18", {"rotation": 10.0}, new_detector),
+    "align-rotate": ("pytorch-r18", {"rotation": 10.0, "align": "rotate"}, new_detector),
 }
+
+# Names of comparisons that are of use together. Those of `align` are repeated on other poses, with the same channels.
+PAIRS = {"align": ("align-none", "align-rotate")}
 
 
 def preset(name: str) -> Experiment:
@@ -87,15 +95,16 @@ def preset(name: str) -> Experiment:
 
 
 def ablation(name: str) -> Experiment:
-    """One of the paper's comparisons.
+    """One of the comparisons.
 
     Raises:
         PadimError: there is no such one; the message lists them.
     """
     if name not in _ABLATIONS:
-        raise PadimError(f"there is no ablation {name!r}; there are {', '.join(_ABLATIONS)}")
+        raise PadimError(f"there is no ablation {name!r}; there are {', '.join([*_ABLATIONS, *PAIRS])}")
     base, changes, make = _ABLATIONS[name]
-    return Experiment(name, dataclasses.replace(preset(base).config, **changes), make)
+    repeated = "rotation_seed" if name in PAIRS["align"] else "seed"
+    return Experiment(name, dataclasses.replace(preset(base).config, **changes), make, repeated)
 
 
 def ablations() -> list[str]:

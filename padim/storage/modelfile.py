@@ -28,6 +28,17 @@ Of both, where the model was calibrated:
 | `normal.scores`    | [scored]               | scores of the training images, each left out of the fit |
 | `normal.pixels`    | [601]                  | quantiles of their maps, see `padim.calibration`      |
 
+Of both, where the configuration aligns parts (`padim.poses.alignment.Alignment`):
+
+| key                | shape                  | what                                                  |
+| ------------------ | ---------------------- | ----------------------------------------------------- |
+| `pose.reference`   | as `poses.grid.grid_of` | the mean part                                        |
+| `pose.turns`       | [], uint8              | 1 where parts are looked for at every angle           |
+| `pose.field`       | [h, w], uint8          | 1 where enough training images cover the frame        |
+| `pose.angles`      | [scored]               | of the training images, in degrees                    |
+| `pose.shifts`      | [scored, 2]            | of the training images, in pixels                     |
+| `pose.correlations` | [scored]              | of the training images, each with the mean of the others |
+
 The metadata has one entry, `padim`: a JSON object of `version` (2), `config` (`method` and the fields of its
 configuration) and `about` (those of `Provenance`). The same model makes the same bytes. No file is ever unpickled.
 """

@@ -2,7 +2,7 @@
 
 Gloo connects CPUs, nccl GPUs. In a fit, a process sends the sum of its first features, for the common shift of the
 moments; the sums of its moments; the factors of its cells; and the image scores and pixel counts of its calibration.
-It never sends an image.
+Of aligned images it sends the mean part, the poses, and how often each position was covered. It never sends an image.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from padim.errors import PadimError, first_line
 
 T = TypeVar("T")
+Number = TypeVar("Number", np.int64, np.float32)
 
 
 def under_torchrun() -> bool:
@@ -119,9 +120,9 @@ def gathered(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return finite
 
 
-def summed(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The sums of counts over all processes, as a new array."""
-    tensor = torch.tensor(counts, device=_device())  # a copy, even on the CPU
+def summed(values: NDArray[Number]) -> NDArray[Number]:
+    """The sums of numbers over all processes, as a new array."""
+    tensor = torch.tensor(values, device=_device())  # a copy, even on the CPU
     sum_up([tensor])
     return tensor.cpu().numpy()
 

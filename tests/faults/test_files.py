@@ -177,7 +177,7 @@ def test_an_image_whose_scores_overflow_costs_the_others_nothing(trained, data_r
     forward = Padim.forward
 
     def overflowing(model, batch):
-        scores, maps, _ = forward(model, batch)
+        scores, maps, *_ = forward(model, batch)
         maps[(batch.permute(0, 2, 3, 1) == torch.from_numpy(np.array(victim))).flatten(1).all(dim=1)] = torch.inf
         return Scores(scores, maps)
 

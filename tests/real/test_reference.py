@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,11 +12,16 @@ import pytest
 import torch
 import torchvision
 from scipy.spatial.distance import mahalanobis
+from sklearn.metrics import roc_auc_score
 
-from padim import Config, Padim
+from padim import Config, FitOptions, Padim
+from padim.config import preset_path
 from padim.data.layouts import find_category
 from padim.data.loader import ImageLoader, as_tensor
+from padim.data.synth import draw_pose, synthesize
 from padim.data.transform import Transform
+from padim.detectors.batches import as_images
+from padim.detectors.registry import read_config
 from padim.gaussian.moments import Moments
 from padim.gaussian.shared import Gaussian
 
@@ -105,3 +111,32 @@ def test_memory_does_not_grow_with_the_number_of_images(pytestconfig):
     few, many = map(json.loads, printed.splitlines())
     assert (few["images"], many["images"]) == (200, 5000)
     assert many["peak_memory_bytes"] < 1.05 * few["peak_memory_bytes"]
+
+
+@pytest.mark.slow
+def test_aligned_plates_are_told_apart_as_plates_that_lie_alike(shared):
+    """At any angle and shifted, within 0.01 of the image AUROC of the same plates without poses."""
+    weights, found = shared / "weights/resnet18-imagenet-layers1to3.pth", {}
+    config = read_config(preset_path("aligned-r18"))
+    for pose in ("none", "rotate"):
+
+        def plates(split, count, defect="good", pose=pose):
+            drawn = [(defect, (split, number), draw_pose(pose, 256, 256, (split, number))) for number in range(count)]
+            return np.stack([synthesize("plate", 256, 256, *one)[0] for one in drawn])
+
+        model = Padim(dataclasses.replace(config, align=pose), weights=weights)
+        model.fit(as_images(plates(0, 60)).split(8), FitOptions(calibrate=False))
+        groups = [plates(1, 40), *(plates(2 + n, 10, defect) for n, defect in enumerate(("scratch", "blur", "faint")))]
+        scores = np.concatenate([model.score_pixels(group).images for group in groups])
+        found[pose] = roc_auc_score(np.arange(70) >= 40, scores)
+    assert found["rotate"] > found["none"] - 0.01
+
+
+@pytest.mark.slow
+def test_bottles_that_lie_alike_lose_nothing_by_aligning_them(shared, tmp_path):
+    weights = shared / "weights/resnet18-imagenet-layers1to3.pth"
+    _, found = train_and_evaluate(
+        "bottle", shared / "data/mvtec", tmp_path, "--align", "rotate", "--weights", weights, "--no-calibration"
+    )
+    assert found["image_auroc"] >= 0.996
+    assert found["pixel_auroc"] >= 0.981

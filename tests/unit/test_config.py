@@ -26,7 +26,7 @@ def test_every_preset_is_valid_and_has_only_known_fields(path):
     config = read_config(path)
     assert set(tomllib.loads(path.read_text())) <= {"method", *(option.name for option in fields(config))}
     assert preset_path(path.stem) == path
-    whole = path.stem.startswith(("anomalib", "cutpaste"))
+    whole = path.stem.startswith(("aligned", "anomalib", "cutpaste"))
     assert config.image_size == ((256, 256) if whole else (224, 224))
     assert config.method == ("cutpaste" if path.stem.startswith("cutpaste") else "padim")
 
@@ -122,7 +122,7 @@ def test_what_is_not_toml_is_refused_with_its_path(tmp_path, content):
 def test_a_missing_file_and_an_unknown_preset():
     with pytest.raises(PadimError, match=r"nowhere\.toml: No such file"):
         read_config(Path("nowhere.toml"))
-    with pytest.raises(PadimError, match="there is no preset 'best'; there are anomalib-r18"):
+    with pytest.raises(PadimError, match="there is no preset 'best'; there are aligned-r18, aligned-wr50, "):
         preset_path("best")
 
 

@@ -14,7 +14,7 @@ from padim.data.layouts import find_category
 from padim.detectors.registry import new_detector
 from padim.reproduction import published
 from padim.reproduction.ablations import PcaPadim, SumOfMaps
-from padim.reproduction.experiments import Experiment, Run, ablation, ablations, preset
+from padim.reproduction.experiments import PAIRS, Experiment, Run, ablation, ablations, preset
 from padim.reproduction.tables import as_csv, as_html, as_markdown, table
 
 
@@ -35,8 +35,8 @@ def test_published_figures_and_their_groups():
 def test_every_published_experiment_can_be_run():
     for name in published.experiments():
         assert name in ablations() or preset(name).name == name
-    for name in ablations():
-        assert published.source(name.removesuffix("-r18")) or name == "pca200"
+    for name in set(ablations()) - {"pca200", *PAIRS["align"]}:
+        assert published.source(name.removesuffix("-r18"))
 
 
 def test_ablations_are_those_of_the_paper():
@@ -44,9 +44,15 @@ def test_ablations_are_those_of_the_paper():
     assert ablation("layer2").config == replace(preset("paper-r18").config, layers=("layer2",), channels=0)
     assert ablation("non-aligned").config.rotation == 10
     seeded = {name for name in ablations() if ablation(name).seeded}
-    assert seeded == {"random100", "random200", "non-aligned", "non-aligned-r18"}
+    assert seeded == {"random100", "random200", "non-aligned", "non-aligned-r18", *PAIRS["align"]}
     with pytest.raises(PadimError, match="there are layer1, layer2"):
         ablation("nothing")
+
+
+def test_aligned_and_not_are_compared_on_the_same_poses_and_channels():
+    unaligned, aligned = (ablation(name).with_seed(3).config for name in PAIRS["align"])
+    assert replace(aligned, align="none") == unaligned
+    assert (unaligned.seed, unaligned.rotation_seed, aligned.align) == (1024, 3, "rotate")
 
 
 def test_a_table_has_the_papers_order_groups_and_differences():

@@ -9,6 +9,7 @@ from padim.config import BaseConfig, Config
 from padim.cutpaste.augment import CLASSES
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.network import EMBEDDING, CutPasteNetwork
+from padim.detectors.frame import HELD_BYTES, HELD_IMAGES
 from padim.detectors.options import FitOptions
 from padim.embedding import draw_channels, split_by_level
 from padim.errors import PadimError
@@ -81,6 +82,8 @@ def _of_padim(config: Config, images: int, options: FitOptions) -> Estimate:
     group = together * features
     coming_in = group + activations + (factors + kept if examples > together else 0)
     waiting = (_READ_AHEAD + _BATCHED * batch) * math.prod(config.image_size) if len(tiling) > 1 else 0
+    if config.align != "none":
+        waiting += min(3 * math.prod(config.image_size) * min(images, HELD_IMAGES), HELD_BYTES)
     memory = _LIBRARIES + 2 * weights + waiting + max(coming_in, factors + kept + 2 * group, 2 * factors)
     moments = factors + 2 * features if options.keep_moments or options.update else 0
     earlier = 2 * factors if options.update else 0  # the old model, which stays until all has gone well

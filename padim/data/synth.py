@@ -140,12 +140,15 @@ DEFECTS: dict[str, Callable[[Scene, Random], tuple[Floats, Bools]]] = {
 _FARTHEST = 0.08
 
 
-def draw_pose(align: str, height: int, width: int, seed: tuple[int, ...]) -> Pose:
-    """Where a part lies that `align` would move back: upright in the middle for `none`; in pixels of its image."""
+def draw_pose(kind: str, align: str, height: int, width: int, seed: tuple[int, ...]) -> Pose:
+    """Where a part lies that `align` would move back; in pixels of its image.
+
+    For `none` it lies upright in the middle, but for plates, which then lie within about a pixel of it.
+    """
     random = np.random.default_rng(np.random.SeedSequence(seed).spawn(4)[3])  # beside those of `synthesize`
     angle, *shift = random.uniform(-1, 1, 3)
-    farthest = _FARTHEST * min(height, width)
-    return Pose.of(180 * angle * (align == "rotate"), np.array(shift) * farthest * (align != "none"))
+    place = np.array(shift) * _FARTHEST * (align != "none") + random.normal(0, 0.003, 2) * (kind == "plate")
+    return Pose.of(180 * angle * (align == "rotate"), place * min(height, width))
 
 
 def synthesize(
@@ -212,7 +215,7 @@ def write_category(
     poses: dict[str, Any] = {}
     for group, (split, defect, count) in enumerate(groups):
         for number in range(count):
-            pose = draw_pose(align, height, width, (seed, group, number))
+            pose = draw_pose(kind, align, height, width, (seed, group, number))
             poses[f"{split}/{defect}/{number:03}.png"] = pose._asdict()
             image, mask = synthesize(kind, height, width, defect, (seed, group, number), pose)
             path = folder / split / defect / f"{number:03}.png"

@@ -171,16 +171,16 @@ def into_frame(image: Pixels, pose: Pose) -> Pixels:
     Mirrors keep the grain of a background, which the network takes for normal; repeated borders would be stripes.
     """
     height, width = image.shape[:2]
-    edge = math.ceil((math.hypot(height, width) - min(height, width)) / 2 + math.hypot(*pose.shift)) + 2
-    edge = min(edge, max(height, width))
-    padded = Image.fromarray(np.pad(image, ((edge, edge), (edge, edge), (0, 0)), mode="symmetric"))
-    frame = moved(padded, pose, Image.Resampling.BICUBIC)
-    return np.asarray(frame.crop((edge, edge, edge + width, edge + height)))
+    corners = np.array([[1, 1], [1, -1]]) * (width / 2, height / 2)
+    x, y = np.abs(corners @ pose.rotation.T).max(axis=0) + np.abs(pose.shift) + 2 - (width / 2, height / 2)
+    beyond = [(min(max(0, int(edge)), side),) * 2 for edge, side in ((y, height), (x, width))]
+    padded = Image.fromarray(np.pad(image, [*beyond, (0, 0)], mode="symmetric"))
+    return np.asarray(moved(padded, pose, Image.Resampling.BICUBIC, size=(width, height)))
 
 
 def out_of_frame(a_map: Floats, pose: Pose) -> Floats:
     """A map `[h, w]` of the frame in the frame of the image; NaN where the frame has nothing."""
-    return np.asarray(moved(Image.fromarray(a_map), pose.inverse(), Image.Resampling.BILINEAR, math.nan))
+    return np.asarray(moved(Image.fromarray(a_map), pose.inverse(), Image.Resampling.BILINEAR, fill=math.nan))
 
 
 def _text(values: NDArray[Any]) -> str:

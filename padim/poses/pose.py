@@ -49,7 +49,14 @@ class Pose(NamedTuple):
         return Pose.of(self.angle, np.multiply(self.shift, scale))
 
 
-def moved(image: Image.Image, pose: Pose, resampling: Image.Resampling, fill: float | None = None) -> Image.Image:
+def moved(
+    image: Image.Image,
+    pose: Pose,
+    resampling: Image.Resampling,
+    *,
+    fill: float | None = None,
+    size: tuple[int, int] | None = None,
+) -> Image.Image:
     """An image that has a part at `pose`, moved so that the part lies as in the reference.
 
     Args:
@@ -57,11 +64,12 @@ def moved(image: Image.Image, pose: Pose, resampling: Image.Resampling, fill: fl
         pose: of the part in it.
         resampling: how values between pixels are made.
         fill: the value of what lies outside the image, by default 0.
+        size: width and height of the result, about the same centre; by default those of the image.
     """
-    centre = np.array(image.size) / 2
-    offset = centre + pose.shift - pose.rotation @ centre
+    size = size or image.size
+    offset = np.array(image.size) / 2 + pose.shift - pose.rotation @ (np.array(size) / 2)
     matrix = np.column_stack([pose.rotation, offset]).ravel().tolist()
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resampling, fillcolor=fill)
+    return image.transform(size, Image.Transform.AFFINE, matrix, resampling, fillcolor=fill)
 
 
 def outside(pose: Pose, height: int, width: int) -> NDArray[np.bool_]:

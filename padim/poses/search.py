@@ -28,6 +28,9 @@ _DEGREES = 6  # between the angles on the coarse grid
 # How many poses go on from the coarse grid, from the rings, and to the template's own grid.
 _FROM_COARSE, _FROM_RINGS, _TO_FINE = 2, 3, 2
 
+# A pose that leaves so many times as much unexplained as the best one can't be the right one.
+_DOUBTFUL = 2.0
+
 _CLOSE = 0.1  # cells by which the last step moves the border at most
 
 
@@ -55,7 +58,9 @@ class Template:
         found = self._medium.climb(medium, self._on_coarse_grid(picture), steps=5)
         if self.turns:
             found = self._medium.climb(medium, self._on_rings(medium, found[0].pose), steps=3)
-        return self._fine.climb(picture, [match.pose.scaled(_MEDIUM) for match in found[:_TO_FINE]], steps=6)[0]
+        least = 1 - _DOUBTFUL * max(1 - found[0].correlation, 1e-3)
+        left = [match.pose.scaled(_MEDIUM) for match in found[:_TO_FINE] if match.correlation >= least]
+        return self._fine.climb(picture, left, steps=6)[0]
 
     def correlation(self, picture: Grey) -> float:
         """The largest correlation on the coarse grid."""
@@ -151,11 +156,11 @@ class _Hill:
         best, template = Match(-1.0, pose), self.values.ravel()
         for _ in range(steps):
             values = np.asarray(moved(image, pose, Image.Resampling.BILINEAR)).ravel()
-            product = float(values @ template)
+            product = float(np.einsum("i,i", values, template))  # whose products don't wait for threads of BLAS
             if product / norms <= best.correlation:
                 break
-            contrast = product / max(float(values @ values), 1e-6)
-            step = self._inverse @ (self._slopes @ (contrast * values - template))
+            contrast = product / max(float(np.einsum("i,i", values, values)), 1e-6)
+            step = self._inverse @ np.einsum("ij,j", self._slopes, contrast * values - template)
             turn = float(step[2]) if len(step) > 2 else 0.0
             best = Match(product / norms, pose)
             pose = pose.after(Pose.of(math.degrees(turn), step[:2]).inverse())

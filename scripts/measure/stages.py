@@ -10,6 +10,7 @@ The script prints a JSON object of median seconds. `gaussian` takes random featu
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
@@ -29,6 +30,8 @@ from padim.data.images import read_image
 from padim.data.layouts import find_category
 from padim.data.transform import Transform
 from padim.deploy.export import export_onnx
+from padim.detectors.batches import as_pixels
+from padim.detectors.frame import CommonFrame
 from padim.detectors.registry import read_config
 from padim.embedding import draw_channels, embedding_concat, split_by_level
 from padim.evaluation.metrics import measure
@@ -36,6 +39,7 @@ from padim.extractor import Backbone
 from padim.gaussian import dense
 from padim.gaussian.moments import Moments, rebatch
 from padim.gaussian.shared import Gaussian
+from padim.poses.alignment import Alignment, into_frame, out_of_frame
 from padim.pyramid import Pyramid
 
 # Preset and number of training images of each size.
@@ -69,6 +73,9 @@ def images(options: argparse.Namespace) -> dict[str, float]:
     maps = np.random.default_rng(0).random((83, 224, 224), dtype=np.float32)
     masks = np.zeros(maps.shape, dtype=bool)
     masks[20:, 80:120, 90:130] = True
+    alignment = _aligned(pixels)
+    photos = as_pixels(pixels)
+    poses = [alignment.find(photo).pose for photo in photos]
     square, long = torch.randn(2048, 2048), torch.randn(100_000_000)
     other = torch.zeros_like(long)
     with torch.no_grad():
@@ -79,6 +86,9 @@ def images(options: argparse.Namespace) -> dict[str, float]:
             "resize": median_seconds(lambda: [transform.image(image) for image in decoded]) / 32,
             "backbone": median_seconds(lambda: [model.backbone(batch) for batch in batches]) / 32,
             "upsample and smooth": median_seconds(lambda: model.anomaly_map(distances)) / 8,
+            "find the pose": median_seconds(lambda: [alignment.find(photo) for photo in photos]) / 32,
+            "move into the frame": median_seconds(lambda: [*map(into_frame, photos, poses)]) / 32,
+            "move the map back": median_seconds(lambda: [out_of_frame(maps[0], pose) for pose in poses]) / 32,
         }
         moments = Moments.about([level.mean(dim=2, keepdim=True) for level in features])
         group = [torch.cat([level] * 4, dim=2) for level in features]
@@ -92,6 +102,16 @@ def images(options: argparse.Namespace) -> dict[str, float]:
         "metrics": median_seconds(lambda: measure(masks.any(axis=(1, 2)), maps.max((1, 2)), masks, maps)),
         "unavoidable": sum(stages[name] for name in ("decode", "resize", "backbone")) * len(items),
     }
+
+
+def _aligned(pixels: torch.Tensor) -> Alignment:
+    """An alignment to some images that turns them, whether or not that pays."""
+    frame = CommonFrame(Config(align="rotate"))
+    for _ in frame.images([pixels]):
+        pass
+    alignment = frame.finish()
+    assert alignment is not None
+    return dataclasses.replace(alignment, turns=True)
 
 
 @torch.no_grad()

@@ -121,7 +121,10 @@ def test_aligned_plates_are_told_apart_as_plates_that_lie_alike(shared):
     for pose in ("none", "rotate"):
 
         def plates(split, count, defect="good", pose=pose):
-            drawn = [(defect, (split, number), draw_pose(pose, 256, 256, (split, number))) for number in range(count)]
+            drawn = [
+                (defect, (split, number), draw_pose("plate", pose, 256, 256, (split, number)))
+                for number in range(count)
+            ]
             return np.stack([synthesize("plate", 256, 256, *one)[0] for one in drawn])
 
         model = Padim(dataclasses.replace(config, align=pose), weights=weights)

@@ -26,7 +26,7 @@ ALIGNED = dataclasses.replace(SMALL, align="rotate")
 def plates(count, split=0, align="rotate", defect="good", size=64):
     """Images `[n, h, w, 3]` of plates in any pose."""
     seeds = [(split, number) for number in range(count)]
-    poses = [draw_pose(align, size, size, seed) for seed in seeds]
+    poses = [draw_pose("plate", align, size, size, seed) for seed in seeds]
     return np.stack([synthesize("plate", size, size, defect, *drawn)[0] for drawn in zip(seeds, poses)])
 
 
@@ -154,7 +154,7 @@ def test_shifted_parts_are_not_turned(random_weights):
     detector = fitted(Padim(config, weights=random_weights), batches(plates(12, align="shift")))
     assert (detector.alignment.angles == 0).all()
     parts = detector.score_pixels(plates(6, split=1, align="shift")).parts
-    poses = [draw_pose("shift", 64, 64, (1, number)) for number in range(6)]
+    poses = [draw_pose("plate", "shift", 64, 64, (1, number)) for number in range(6)]
     apart = np.array([part.pose.shift for part in parts]) - [pose.shift for pose in poses]
     np.testing.assert_allclose(apart, np.broadcast_to(np.median(apart, axis=0), apart.shape), atol=0.5)
 

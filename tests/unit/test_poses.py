@@ -44,7 +44,7 @@ def test_movements_compose_and_invert_as_their_matrices(one, other):
 def test_pixels_move_as_points_do(pose, height, width):
     """Pillow's pixels against SciPy's, whose points are `(row, column)` from the first pixel's centre."""
     picture = np.random.default_rng(0).random((height, width), dtype=np.float32)
-    found = np.asarray(moved(Image.fromarray(picture), pose, Image.Resampling.BILINEAR, np.nan))
+    found = np.asarray(moved(Image.fromarray(picture), pose, Image.Resampling.BILINEAR, fill=np.nan))
     rows, columns = np.mgrid[:height, :width]
     x, y = columns + 0.5 - width / 2, rows + 0.5 - height / 2
     at_x, at_y, _ = np.einsum("ij,jhw->ihw", matrix(pose), np.stack([x, y, np.ones_like(x)]))
@@ -175,7 +175,7 @@ def test_a_round_part_is_found_at_its_place_and_some_angle():
 @pytest.mark.slow
 def test_synthetic_plates_are_found_within_a_degree_and_a_pixel():
     """Normal and defective ones, at all angles, under light that changes by 20 %, with stains on a tenth of each."""
-    truths = [draw_pose("rotate", 256, 256, (n,)) for n in range(140)]
+    truths = [draw_pose("plate", "rotate", 256, 256, (n,)) for n in range(140)]
     images, random = [], np.random.default_rng(0)
     for number, pose in enumerate(truths):
         image = synthesize("plate", 256, 256, "good", (number,), pose)[0].astype(np.float64)

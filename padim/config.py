@@ -55,8 +55,8 @@ class BaseConfig:
     interpolation: str = option("lanczos", "how images are resized", INTERPOLATIONS)
     mask_interpolation: str = option("nearest", "how masks are resized", INTERPOLATIONS)
     rotation: float = option(0.0, "turn every image by up to so many degrees and crop it anywhere; 0 for neither")
-    rotation_seed: int = option(0, "added to the seed for what --rotation draws, so that channels stay")
-    align: str = option("none", "how parts may lie in their images and are moved into one frame", ALIGNMENTS)
+    rotation_seed: int = option(0, "added to the seed of --rotation, for other poses and the same channels")
+    align: str = option("none", "move parts that lie shifted, or shifted and turned, into one frame", ALIGNMENTS)
     precision: str = option("fp32", "arithmetic of the network", PRECISIONS)
     batch_size: int = option(8, "images that are scored at a time")
 

@@ -55,12 +55,12 @@ def add_size_option(parser: argparse._ActionsContainer) -> None:
 
 
 def add_align_option(parser: argparse._ActionsContainer) -> None:
-    """`--align`, whose `auto` `auto_aligned` resolves for each category."""
+    """`--align`, whose `auto` is resolved for each category."""
     parser.add_argument(
         "--align",
         choices=(*ALIGNMENTS, AUTO),
         help="move parts that lie shifted, or shifted and turned, into one frame; auto: as the training images suggest"
-        " (default: none)",
+        " (default: none, or that of the configuration)",
     )
 
 

@@ -138,6 +138,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
     options = _parsed(sys.argv[1:] if arguments is None else arguments, prog)
     update: Path | None = getattr(options, "update", None)
     config = _updated_config(options) if update else config_from(options)
+    looks = options.print_config or options.dry_run or getattr(options, "show_augmentations", None)
+    if options.align == AUTO and looks:
+        raise PadimError("--align auto is decided by a training: to look ahead, take none, shift or rotate")
     if options.print_config:
         print(config.to_toml(), end="")
         return 0

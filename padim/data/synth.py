@@ -223,7 +223,9 @@ def write_category(
             if defect != GOOD:
                 _save(folder / "ground_truth" / defect / f"{number:03}_mask.png", mask.astype(np.uint8) * 255)
             yield path
-    if align != "none":
+    if align == "none":
+        (folder / "poses.json").unlink(missing_ok=True)  # of an earlier call
+    else:
         write_json(folder / "poses.json", poses)
 
 

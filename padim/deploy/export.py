@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from padim.deploy.runtime import EXPORT_VERSION, Runtime
+from padim.detectors.batches import as_pixels
 from padim.detectors.contract import Detector
 from padim.detectors.options import FitOptions
 from padim.errors import PadimError
@@ -181,9 +182,9 @@ def _difference(model: Detector, path: Path, images: Tensor) -> float:
     runtime = Runtime.load(path)
     differences = []
     for batch in (images, images[:1]):
-        expected, found = model.score(batch), runtime.score_pixels(batch.permute(0, 2, 3, 1).numpy())
+        pixels = as_pixels(batch)
+        expected, found = model.score_in_frame(pixels), runtime.score_in_frame(pixels)
         for ours, theirs in ((expected.images, found.images), (expected.maps, found.maps)):
             if ours is not None and theirs is not None:
-                largest = np.nanmax(np.abs(ours.numpy()))
-                differences.append(float(np.nanmax(np.abs(theirs - ours.numpy())) / largest))
+                differences.append(float(np.abs(theirs - ours).max() / np.abs(ours).max()))
     return max(differences)

@@ -107,9 +107,9 @@ class Runtime:
         Raises:
             PadimError: the images have another size, a score is not finite, or the graph is damaged.
         """
-        return score_aligned(self.alignment, pixels, self._score_pixels)
+        return score_aligned(self.alignment, pixels, self.score_in_frame)
 
-    def _score_pixels(self, pixels: NDArray[np.uint8]) -> NumpyScores:
+    def score_in_frame(self, pixels: NDArray[np.uint8]) -> NumpyScores:
         """The scores of images that are moved already, if the model does that."""
         if pixels.shape[1:] != (*self.config.image_size, 3):
             expected = f"[n, {self.config.image_size[0]}, {self.config.image_size[1]}, 3]"

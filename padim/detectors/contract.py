@@ -103,6 +103,8 @@ class Detector(nn.Module, ABC):
     ) -> FitResult:
         """Learn what normal images look like.
 
+        Images go through a `padim.detectors.frame.CommonFrame`, which aligns them where the configuration says so.
+
         Args:
             batches: of images; gone through twice where features don't fit into memory.
             options: how.
@@ -159,8 +161,11 @@ class Detector(nn.Module, ABC):
             return self._score(images)
         check_images(images, *self.config.image_size)
         found = self.score_pixels(as_pixels(images))
-        maps, embeddings = (None if part is None else torch.from_numpy(part) for part in (found.maps, found.embeddings))
-        return Scores(torch.from_numpy(found.images), maps, embeddings, found.parts)
+        maps, embeddings = (
+            None if values is None else torch.from_numpy(values).to(self.device)
+            for values in (found.maps, found.embeddings)
+        )
+        return Scores(torch.from_numpy(found.images).to(self.device), maps, embeddings, found.parts)
 
     @torch.no_grad()
     def _score(self, images: Tensor) -> Scores[Tensor]:
@@ -174,9 +179,10 @@ class Detector(nn.Module, ABC):
 
     def score_pixels(self, pixels: NDArray[np.uint8]) -> Scores[NDArray[np.float32]]:
         """The scores of RGB images `[n, h, w, 3]`, as `score`, in NumPy."""
-        return score_aligned(self.alignment, pixels, self._score_pixels)
+        return score_aligned(self.alignment, pixels, self.score_in_frame)
 
-    def _score_pixels(self, pixels: NDArray[np.uint8]) -> NumpyScores:
+    def score_in_frame(self, pixels: NDArray[np.uint8]) -> NumpyScores:
+        """The scores of images that are moved already, if the model does that."""
         images, maps, embeddings, _ = self._score(as_images(pixels))
         return Scores(images.cpu().numpy(), _as_array(maps), _as_array(embeddings))
 
@@ -279,7 +285,7 @@ def _alignment(tensors: Mapping[str, Tensor], config: BaseConfig, images: int) -
     if config.align == "none":
         return None
     count = min(max(1, tensors["pose.angles"].numel() if "pose.angles" in tensors else 0), images)
-    return Alignment(
+    arrays = (
         take(tensors, "pose.reference", *grid_of(*config.image_size)).numpy(),
         bool(take(tensors, "pose.turns", dtypes=(torch.uint8,))),
         take(tensors, "pose.field", *config.image_size, dtypes=(torch.uint8,)).bool().numpy(),
@@ -287,3 +293,7 @@ def _alignment(tensors: Mapping[str, Tensor], config: BaseConfig, images: int) -
         take(tensors, "pose.shifts", count, 2).numpy(),
         take(tensors, "pose.correlations", count).numpy(),
     )
+    try:
+        return Alignment(*arrays)
+    except ValueError as error:
+        raise PadimError("a damaged model: its poses are out of range") from error

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from padim.config import BaseConfig
 from padim.detectors.batches import Batches, as_images, as_pixels, check_images, images_of
+from padim.errors import PadimError
 from padim.poses.alignment import COVERED, Alignment, PartPose, covered
 from padim.poses.grid import grey, grid_of
 from padim.poses.reference import build_reference, left_out
@@ -22,6 +23,7 @@ Floats = NDArray[np.float32]
 
 # So many images wait in memory while the reference is made from them; fewer, where they are large.
 HELD_IMAGES, HELD_BYTES = 100, 100_000_000
+_LEAST_HELD = 8
 
 
 class CommonFrame:
@@ -49,7 +51,7 @@ class CommonFrame:
         if self.alignment is None:
             held += _first(pixels)
             self.alignment = self._begun(held)
-        for batch in chain(held, pixels):
+        for batch in chain(_emptied(held), pixels):
             frames, parts = self.alignment.into_frame(batch)
             self._parts += parts
             yield as_images(frames)
@@ -59,15 +61,14 @@ class CommonFrame:
         return as_pixels(images)
 
     def _begun(self, held: Iterable[Pixels]) -> Alignment:
-        """The alignment to the reference that the first process makes, without what the training images say of it."""
-        size, turns = self._config.image_size, self._config.align == "rotate"
-        reference, kept = np.zeros(grid_of(*size), dtype=np.float32), 0
-        pictures = [grey(image) for batch in held for image in batch]
-        if pictures and distributed.rank() == 0:
-            (template, kept, _) = build_reference(pictures, turns=turns)
+        """The alignment to the reference that the first process with images makes; poses are added by `finish`."""
+        size, held = self._config.image_size, [*held]
+        own = np.array([distributed.rank()] if any(map(len, held)) else [], dtype=np.float32)
+        reference, kept, turns = np.zeros(grid_of(*size), dtype=np.float32), 0, False
+        if distributed.rank() == min(distributed.gathered(own), default=-1):
+            pictures = [grey(image) for batch in held for image in batch]
+            template, kept, _ = build_reference(pictures, turns=self._config.align == "rotate")
             reference, turns = template.values, template.turns
-        else:
-            turns = False
         self._kept, turns = distributed.total(kept), distributed.total(int(turns)) > 0
         reference = distributed.summed(reference)
         nothing = np.zeros(0, dtype=np.float32)
@@ -80,7 +81,10 @@ class CommonFrame:
         covering = np.zeros(self._config.image_size, dtype=np.int64)
         for part in self._parts:
             covering += covered(part.pose, *covering.shape)
-        count = distributed.total(len(self._parts))
+        count, covering = distributed.total(len(self._parts)), distributed.summed(covering)
+        if not (covering >= COVERED * count).any():
+            wanted = self._config.align
+            raise PadimError(f"the aligned images have nothing in common: train with another --align than {wanted}")
         reference = self.alignment.reference
         columns = [
             np.array(values, dtype=np.float32)
@@ -94,7 +98,7 @@ class CommonFrame:
         angles, x, y, correlations = map(distributed.gathered, columns)
         self.alignment = dataclasses.replace(
             self.alignment,
-            field=distributed.summed(covering) >= COVERED * count,
+            field=covering >= COVERED * count,
             angles=angles,
             shifts=np.stack([x, y], axis=1),
             correlations=correlations,
@@ -112,9 +116,15 @@ class CommonFrame:
 
 def _first(pixels: Iterator[Pixels]) -> Iterator[Pixels]:
     """The batches of the images that are held."""
-    count = 0
+    images, size = 0, 0
     for batch in pixels:
         yield batch
-        count += len(batch)
-        if count >= HELD_IMAGES or count * batch[0].nbytes >= HELD_BYTES:
+        images, size = images + len(batch), size + batch.nbytes
+        if images >= HELD_IMAGES or (images >= _LEAST_HELD and size >= HELD_BYTES):
             return
+
+
+def _emptied(held: list[Pixels]) -> Iterator[Pixels]:
+    """The batches of a list, which does not keep them."""
+    while held:
+        yield held.pop(0)

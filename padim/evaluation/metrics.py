@@ -168,7 +168,7 @@ def pro_curve(masks: Bools, maps: Floats) -> Curve:
 def seen_pixels(masks: Bools, maps: Floats) -> tuple[Bools, Floats]:
     """The pixels of masks and maps `[n, h, w]` that a model has seen, those whose distance is not NaN: `[k]` each."""
     seen = ~np.isnan(maps)
-    return masks[seen], maps[seen]
+    return (masks, maps) if seen.all() else (masks[seen], maps[seen])
 
 
 def _both_kinds(labels: Bools) -> bool:

@@ -19,17 +19,13 @@ from padim.system.progress import OnProgress, silent, tracked
 # By how much height against width may change in the resize; a turned part is bent by as much.
 _BENT = 0.03
 
-_SIDES = range(128, 513, 32)  # that suit the layers of all backbones
+_SIDES = range(32, 1025, 32)  # that suit the layers of all backbones
 
 
 def choose_alignment(
     category: Category, config: BaseConfig, *, workers: int = 1, progress: OnProgress = silent
 ) -> tuple[BaseConfig, Spread]:
-    """The configuration with the alignment that pays for the training images of a category, and how their parts lie.
-
-    Raises:
-        PadimError: turned parts would be bent, as `check_rigid` says.
-    """
+    """The configuration with the alignment that pays for the training images of a category, and how their parts lie."""
     loader = ImageLoader(some(category.train, ENOUGH), Transform.of(config), workers=workers)
     samples = tracked(loader, f"{category.name}, poses", progress)
     spread = find_spread([grey(sample.image) for sample in samples])

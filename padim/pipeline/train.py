@@ -128,7 +128,8 @@ def train_category(
     if folder:
         check_writable(folder)
     config = model_config(update_from) if update_from else config
-    check_rigid(category.train, config)
+    if not update_from:
+        check_rigid(category.train, config)
     transform = Transform.of(config)
     loader = ImageLoader(distributed.share(category.train), transform, workers=options.workers, strict=strict)
     loader.start()  # while the network is built

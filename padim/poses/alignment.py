@@ -30,8 +30,8 @@ MARGIN = 2
 # The share of the training images that have to cover a position, for it to count.
 COVERED = 0.9
 
-# On Fisher's scale, the tenth of the normal images with the lowest correlations lies so far below their median, or
-# farther; a pose is not found where it lies so many times as far below.
+# A pose is found from `median - 4.5 max(median - 10 % quantile, 0.2)` of the training images' correlations on, all on
+# the scale of Fisher's z, which is their atanh.
 _LEAST_DISTANCE, _TIMES = 0.2, 4.5
 
 
@@ -79,6 +79,12 @@ class Alignment:
     shifts: Floats
     correlations: Floats
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that no fit gives, as a damaged file may have."""
+        limits = ((self.reference, 1), (self.angles, 180), (self.correlations, 1))
+        if not all((np.abs(values) <= 1.001 * limit).all() for values, limit in limits):
+            raise ValueError("poses")
+
     @cached_property
     def least(self) -> float:
         """The correlation below which a pose is not found.
@@ -100,6 +106,8 @@ class Alignment:
 
     def into_frame(self, images: Pixels) -> tuple[Pixels, list[PartPose]]:
         """Images `[n, h, w, 3]` in the frame, and how their parts lie."""
+        if not len(images):
+            return images, []
         with ThreadPoolExecutor(min(len(images), cores())) as pool:  # most of the work is outside Python's lock
             found = [*pool.map(self.find, images)]
             frames = [*pool.map(into_frame, images, [part.pose for part in found])]
@@ -107,6 +115,8 @@ class Alignment:
 
     def masked(self, maps: Floats, parts: Sequence[PartPose]) -> Floats:
         """Maps `[n, h, w]` in the frame, NaN at the positions that don't count or that an image doesn't cover."""
+        if not parts:
+            return maps
         seen = np.stack([self._seen(part.pose) for part in parts])
         return np.where(seen, maps, np.float32(np.nan))
 
@@ -155,6 +165,7 @@ class Alignment:
             "shift_y": _range(self.shifts[:, 1]),
             "correlation": round(float(np.median(self.correlations)), 4),
             "least_correlation": round(self.least, 4),
+            "not_found": int((self.correlations < self.least).sum()),
             "field": round(float(self.field.mean()), 4),
         }
 

@@ -52,9 +52,9 @@ def find_spread(pictures: Sequence[Grey]) -> Spread:
 
     Turning has to pay beyond shifting, see `build_reference`, and either of them beyond leaving the images as they are.
     """
-    nothing = Spread("none", 0.0, 0.0, _correlation([unit(picture) for picture in pictures]), 1.0)
     if len(pictures) < FEW:
-        return nothing
+        return Spread("none", 0.0, 0.0, 0.0, 0.0)
+    nothing = Spread("none", 0.0, 0.0, _correlation([unit(picture) for picture in pictures]), 1.0)
     for spread in (_spread(pictures, turns=True), _spread(pictures, turns=False)):
         wide = spread.angle > _LEAST_ANGLE or spread.shift > _LEAST_SHIFT
         if wide and spread.pays(nothing):
@@ -64,12 +64,14 @@ def find_spread(pictures: Sequence[Grey]) -> Spread:
 
 def describe(spread: Spread) -> str:
     """What there is to say of it to a person, with the option to try."""
+    if not spread.in_sight:
+        return "there are too few images to tell whether aligning pays"
     if spread.align == "none":
         return "aligning these parts would not pay: they lie alike, or are no rigid parts before an even background"
     turned = f"turned by up to {spread.angle:.0f} degrees and " if spread.align == "rotate" else ""
     return (
-        f"these parts lie {turned}shifted by up to {100 * spread.shift:.0f} % of the image, and correlate by"
-        f" {spread.correlation:.2f} with their mean once aligned: --align {spread.align}"
+        f"nine of ten of these parts lie {turned}shifted by up to {100 * spread.shift:.0f} % of the image, and once"
+        f" aligned their correlation with the mean is {spread.correlation:.2f}: --align {spread.align}"
     )
 
 

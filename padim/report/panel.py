@@ -53,7 +53,8 @@ def save_panel(
         axes[2].imshow(mask, cmap="gray", vmin=0, vmax=1)
         if mask.any():
             axes[3].contour(mask, [0.5], colors="white", linewidths=1)
-    if threshold is not None and np.nanmin(anomaly_map) < threshold <= np.nanmax(anomaly_map):
+    seen = anomaly_map[~np.isnan(anomaly_map)]
+    if threshold is not None and seen.size and seen.min() < threshold <= seen.max():
         axes[3].contour(anomaly_map, [threshold], colors="cyan", linewidths=1)
     colours = ScalarMappable(Normalize(scale.low, scale.high), COLOUR_MAP)
     figure.colorbar(colours, ax=axes, label="distance", shrink=0.8)

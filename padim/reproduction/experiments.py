@@ -64,7 +64,7 @@ class Experiment:
         )  # the projected moments and what is made of them
 
 
-# The comparisons of Defard et al. 2020: preset, what differs from it, and what makes the detector.
+# The comparisons of Defard et al. 2020, and aligning: preset, what differs from it, and what makes the detector.
 _ABLATIONS: dict[str, tuple[str, dict[str, Any], Callable[..., Detector]]] = {
     "layer1": ("paper-r18", {"layers": ("layer1",), "channels": 0}, new_detector),
     "layer2": ("paper-r18", {"layers": ("layer2",), "channels": 0}, new_detector),

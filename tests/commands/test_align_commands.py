@@ -44,7 +44,7 @@ def test_train_says_how_the_parts_lie(root, weights_file, run, tmp_path):
     where = ("--data", root, "--weights", weights_file, "--output", tmp_path)
     result = run("train", "--category", "plate", "--align", "auto", *where, *PROTOCOL)
     assert result.code == 0
-    assert "plate: these parts lie turned by up to" in result.err
+    assert "plate: nine of ten of these parts lie turned by up to" in result.err
     assert "--align rotate" in result.err
     assert " degrees and shifted by up to " in result.out
     summary = json.loads((tmp_path / "plate/train.json").read_text())
@@ -179,7 +179,7 @@ def test_images_that_a_resize_would_bend_are_refused_with_a_size_that_fits(run, 
 def test_check_mentions_poses_that_spread(root, run):
     result = run("data", "check", root)
     assert result.code == 0
-    assert "plate: these parts lie turned by up to" in result.out
+    assert "plate: nine of ten of these parts lie turned by up to" in result.out
     assert result.out.strip().endswith("--align rotate")
     assert json.loads(run("data", "check", root, "--json").out)["advice"].endswith("--align rotate")
 

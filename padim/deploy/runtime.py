@@ -17,11 +17,11 @@ from padim.data.transform import Transform
 from padim.detectors.registry import configuration, load
 from padim.detectors.scores import NumpyScores, Scorer, Scores, score_aligned
 from padim.errors import PadimError, first_line
-from padim.poses.alignment import Alignment
 from padim.storage.files import utf8_path
 from padim.storage.provenance import Provenance
 
 if TYPE_CHECKING:
+    from padim.poses.alignment import Alignment
     from padim.weights import Weights
 
 # The version of the metadata of an exported model.
@@ -165,6 +165,8 @@ def _parsed(header: dict[str, Any]) -> dict[str, Any]:
     config = configuration(header["config"]).from_dict(header["config"])
     alignment = None
     if config.align != "none":
+        from padim.poses.alignment import Alignment  # which takes SciPy
+
         alignment = Alignment.from_dict(header["alignment"], *config.image_size)
     dimensions = int(header["dimensions"])
     if not 0 < dimensions < 2**31:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from padim.calibration import Calibration
 from padim.config import BaseConfig
-from padim.poses.alignment import Alignment, PartPose, out_of_frame
 from padim.storage.provenance import Provenance
+
+if TYPE_CHECKING:
+    from padim.poses.alignment import Alignment, PartPose
 
 Array = TypeVar("Array")
 
@@ -90,5 +92,4 @@ def score_aligned(
     if scores.maps is None:
         return scores
     maps = alignment.masked(scores.maps, parts)
-    own = [out_of_frame(one, part.pose) for one, part in zip(maps, parts, strict=True)]
-    return scores._replace(images=np.nanmax(maps, axis=(1, 2)), maps=np.stack(own))
+    return scores._replace(images=np.nanmax(maps, axis=(1, 2)), maps=alignment.moved_back(maps, parts))

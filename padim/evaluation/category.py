@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,9 @@ from padim.data.loader import Sample, batched
 from padim.detectors.scores import Scorer
 from padim.errors import PadimError
 from padim.evaluation.metrics import Bools, Floats, Metrics, measure
-from padim.poses.alignment import PartPose
+
+if TYPE_CHECKING:
+    from padim.poses.alignment import PartPose
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,10 @@ from padim.data.transform import Box, Transform
 from padim.detectors.scores import Scorer
 from padim.errors import PadimError
 from padim.evaluation.regions import Region, anomalous_regions
-from padim.poses.alignment import PartPose
 from padim.system.progress import OnProgress, silent, tracked
+
+if TYPE_CHECKING:
+    from padim.poses.alignment import PartPose
 
 Image = Item | Path | str
 

@@ -120,6 +120,11 @@ class Alignment:
         seen = np.stack([self._seen(part.pose) for part in parts])
         return np.where(seen, maps, np.float32(np.nan))
 
+    def moved_back(self, maps: Floats, parts: Sequence[PartPose]) -> Floats:
+        """Maps `[n, h, w]` of the frame in the frames of the images."""
+        back = [out_of_frame(a_map, part.pose) for a_map, part in zip(maps, parts, strict=True)]
+        return np.stack(back) if back else maps
+
     def _seen(self, pose: Pose) -> Bools:
         """The positions `[h, w]` that count in an image; all of them where none would."""
         seen = self.field & covered(pose, *self.field.shape)

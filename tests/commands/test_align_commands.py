@@ -164,6 +164,22 @@ def test_several_processes_share_one_frame(processes, root, weights_file, tmp_pa
     assert 0.3 < alignment.field.mean() < 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [[], [0]], ids=["a rank without images", "a first rank with a broken one"])
+def test_ranks_without_an_image_take_part(broken, root, weights_file, tmp_path):
+    normal = tmp_path / "normal"
+    normal.mkdir()
+    for number, path in enumerate(sorted((root / "plate/train/good").iterdir())[:3]):
+        (normal / path.name).write_bytes(b"" if number in broken else path.read_bytes())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    where = ["--normal", normal, "--weights", weights_file, "--output", tmp_path, "--device", "cpu", "--json"]
+    module = ["-m", "padim.cli.train", "--align", "rotate", *PROTOCOL, *where]
+    process = subprocess.run([*map(str, [*command, *module])], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)["images"] == 3 - len(broken)
+    assert np.abs(Padim.load(tmp_path / "normal/model.safetensors").alignment.reference).max() > 0
+
+
 def test_images_that_a_resize_would_bend_are_refused_with_a_size_that_fits(run, weights_file, tmp_path):
     for _ in write_category(tmp_path / "plate", "plate", 96, 128, 4, 1, 1, seed=0, align="rotate"):
         pass

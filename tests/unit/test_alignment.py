@@ -6,8 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from conftest import SMALL
 from oracles import fitted
+from safetensors import safe_open
+from safetensors.torch import save_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from padim import CutPaste, CutPasteConfig, FitOptions, Padim, PadimError, Runtime, model
@@ -114,6 +117,35 @@ def test_an_exported_model_finds_the_same_poses_and_scores(kind, aligned, random
         np.testing.assert_allclose(found.maps, expected.maps, rtol=1e-3)
 
 
+def test_a_damaged_alignment_is_refused(aligned, tmp_path):
+    """Values that no fit gives, of any size, would else end in errors of NumPy."""
+    aligned.save(tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+    bad = {"reference": 1e30, "correlations": 5.0, "angles": 1e9}
+    for name, value in bad.items():
+        changed = tensors | {f"pose.{name}": torch.full_like(tensors[f"pose.{name}"], value)}
+        save_file(changed, tmp_path / "bad.safetensors", metadata)
+        with pytest.raises(PadimError, match=r"bad\.safetensors: a damaged model"):
+            Padim.load(tmp_path / "bad.safetensors")
+    for name in ("reference", "turns", "field", "angles", "shifts", "correlations"):
+        save_file(
+            {key: tensors[key] for key in tensors if key != f"pose.{name}"}, tmp_path / "bad.safetensors", metadata
+        )
+        with pytest.raises(PadimError, match=r"bad\.safetensors: a damaged model"):
+            Padim.load(tmp_path / "bad.safetensors")
+
+
+def test_no_images_have_no_scores(aligned):
+    assert aligned.score_pixels(np.zeros((0, 64, 64, 3), dtype=np.uint8)).images.shape == (0,)
+
+
+def test_images_with_nothing_in_common_are_an_error(random_weights, monkeypatch):
+    monkeypatch.setattr(frame, "covered", lambda pose, height, width: np.zeros((height, width), dtype=bool))
+    with pytest.raises(PadimError, match="nothing in common: train with another --align than rotate"):
+        fitted(Padim(ALIGNED, weights=random_weights), batches(plates(6)))
+
+
 def test_a_second_pass_calibrates_as_kept_features_do(random_weights, aligned, monkeypatch):
     monkeypatch.setattr(model, "KEPT_IMAGES", 0)
     again = fitted(Padim(ALIGNED, weights=random_weights), batches(plates(24)))
@@ -122,7 +154,7 @@ def test_a_second_pass_calibrates_as_kept_features_do(random_weights, aligned, m
 
 def test_images_that_wait_for_the_reference_are_few(random_weights, monkeypatch):
     """The model then is that of a reference from fewer images, and every image is in it once."""
-    monkeypatch.setattr(frame, "HELD_IMAGES", 8)
+    monkeypatch.setattr(frame, "HELD_BYTES", 1)  # fewer than eight would be too few, however large
     waiting, longest = [], 0
 
     def watched():

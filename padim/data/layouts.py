@@ -88,6 +88,9 @@ def plain_category(
     """
     _check_name(name)
     normal, test, defect, masks = (Path(folder) if folder else None for folder in (normal, test, defect, masks))
+    for folder in (normal, test, defect, masks):
+        if folder and not folder.is_dir():
+            raise PadimError(f"there is no folder {folder}")
     _check_apart([folder for folder in (normal, test, defect) if folder])
     train = [Item(path, GOOD) for path in _found_below(normal)] if normal else []
     tests: list[Item] = []

@@ -97,8 +97,14 @@ def test_folders_of_any_name(tmp_path):
     ]
     without = plain_category("cap", defect=tmp_path / "bad")
     assert (without.train, [item.mask for item in without.test]) == ([], [None, None])
+    for number in range(4):
+        folders = [None] * 4
+        folders[number] = tmp_path / "nowhere"
+        with pytest.raises(PadimError, match=r"there is no folder .*nowhere"):
+            plain_category("cap", *folders)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(PadimError, match="no images in the folder"):
-        plain_category("cap", tmp_path / "nowhere")
+        plain_category("cap", tmp_path / "empty")
 
 
 def test_masks_among_the_defective_images_are_not_images(tmp_path):

@@ -18,7 +18,7 @@ from padim import Config, FitOptions, Padim
 from padim.config import preset_path
 from padim.data.layouts import find_category
 from padim.data.loader import ImageLoader, as_tensor
-from padim.data.synth import draw_pose, synthesize
+from padim.data.synth import DEFECTS, draw_pose, synthesize
 from padim.data.transform import Transform
 from padim.detectors.batches import as_images
 from padim.detectors.registry import read_config
@@ -128,10 +128,11 @@ def test_aligned_plates_are_told_apart_as_plates_that_lie_alike(shared):
             return np.stack([synthesize("plate", 256, 256, *one)[0] for one in drawn])
 
         model = Padim(dataclasses.replace(config, align=pose), weights=weights)
-        model.fit(as_images(plates(0, 60)).split(8), FitOptions(calibrate=False))
-        groups = [plates(1, 40), *(plates(2 + n, 10, defect) for n, defect in enumerate(("scratch", "blur", "faint")))]
+        model.fit(as_images(plates(0, 100)).split(8), FitOptions(calibrate=False))
+        defects = [plates(2 + n, 30 if defect == "faint" else 10, defect) for n, defect in enumerate(DEFECTS)]
+        groups = [plates(1, 60), *defects]
         scores = np.concatenate([model.score_pixels(group).images for group in groups])
-        found[pose] = roc_auc_score(np.arange(70) >= 40, scores)
+        found[pose] = roc_auc_score(np.arange(130) >= 60, scores)
     assert found["rotate"] > found["none"] - 0.01
 
 

@@ -124,10 +124,9 @@ class Padim(Detector):
             gaussian = Gaussian.fit(moments, self.config.epsilon)  # which uses the moments up
             calibration = None
             if options.calibrate and images > 2:
-                if kept is None and not isinstance(batches, Iterator):
-                    calibration = self._calibrate(gaussian, self._features_of(frame.images(batches)), count, frame)
-                else:
-                    calibration = self._calibrate(gaussian, kept or [], count, frame)
+                read_again = kept is None and not isinstance(batches, Iterator)
+                again = self._features_of(frame.images(batches)) if read_again else kept
+                calibration = self._calibrate(gaussian, again or [], count, frame)
         # Only now that all has gone well does the model change.
         self.gaussian, self.moments, self.alignment = gaussian, carried, alignment
         self.calibration = self._joined(calibration) if options.update else calibration

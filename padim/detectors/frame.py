@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 import numpy as np
@@ -60,9 +60,9 @@ class CommonFrame:
         check_images(images, *self._config.image_size)
         return as_pixels(images)
 
-    def _begun(self, held: Iterable[Pixels]) -> Alignment:
+    def _begun(self, held: Sequence[Pixels]) -> Alignment:
         """The alignment to the reference that the first process with images makes; poses are added by `finish`."""
-        size, held = self._config.image_size, [*held]
+        size = self._config.image_size
         own = np.array([distributed.rank()] if any(map(len, held)) else [], dtype=np.float32)
         reference, kept, turns = np.zeros(grid_of(*size), dtype=np.float32), 0, False
         if distributed.rank() == min(distributed.gathered(own), default=-1):

@@ -15,6 +15,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 from PIL import Image
 
+from padim.config import MAX_SIDE
 from padim.poses.grid import Grey, cells_per_pixel, grey, grid_of
 from padim.poses.pose import Pose, moved, outside
 from padim.poses.search import Template
@@ -81,7 +82,7 @@ class Alignment:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no fit gives, as a damaged file may have."""
-        limits = ((self.reference, 1), (self.angles, 180), (self.correlations, 1))
+        limits = ((self.reference, 1), (self.angles, 180), (self.shifts, 2 * MAX_SIDE), (self.correlations, 1))
         if not all((np.abs(values) <= 1.001 * limit).all() for values, limit in limits):
             raise ValueError("poses")
 
@@ -157,8 +158,6 @@ class Alignment:
         numbers = [np.array(values[name], dtype=np.float32) for name in ("angles", "shifts", "correlations")]
         count = len(numbers[0])
         if [array.shape for array in numbers] != [(count,), (count, 2), (count,)]:
-            raise ValueError("poses")
-        if not all(np.isfinite(array).all() for array in (reference, *numbers)):
             raise ValueError("poses")
         return cls(reference, bool(values["turns"]), bits.reshape(height, width).astype(bool), *numbers)
 

@@ -19,7 +19,6 @@ _TRIED, _OTHERS = 8, 24
 # How often the reference becomes the mean of what was aligned to it.
 _ROUNDS = 2
 
-
 # Turning has to leave at most so much of what shifting leaves unexplained: else, as in a round part, any angle is as
 # good as another, and those that are found are noise.
 WORTH_TURNING = 0.85

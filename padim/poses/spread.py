@@ -55,7 +55,8 @@ def find_spread(pictures: Sequence[Grey]) -> Spread:
     if len(pictures) < FEW:
         return Spread("none", 0.0, 0.0, 0.0, 0.0)
     nothing = Spread("none", 0.0, 0.0, _correlation([unit(picture) for picture in pictures]), 1.0)
-    for spread in (_spread(pictures, turns=True), _spread(pictures, turns=False)):
+    for turns in (True, False):
+        spread = _spread(pictures, turns=turns)
         wide = spread.angle > _LEAST_ANGLE or spread.shift > _LEAST_SHIFT
         if wide and spread.pays(nothing):
             return spread

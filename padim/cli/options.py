@@ -20,15 +20,20 @@ def add_data_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        default=Path(os.environ.get("PADIM_DATA", "data/mvtec")),
+        default=default_data(),
         metavar="ROOT",
         help="folder of the categories (default: the variable PADIM_DATA, or data/mvtec)",
     )
 
 
-def add_folder_options(parser: argparse.ArgumentParser, *, train: bool) -> None:
+def default_data() -> Path:
+    """The folder of the categories where none is named."""
+    return Path(os.environ.get("PADIM_DATA", "data/mvtec"))
+
+
+def add_folder_options(parser: argparse.ArgumentParser, *, train: bool, instead: str = "--data") -> None:
     """`--normal`, `--test`, `--defect` and `--masks`: folders of any layout, for one category."""
-    group = parser.add_argument_group("images in folders of your own, searched recursively, instead of --data")
+    group = parser.add_argument_group(f"images in folders of your own, searched recursively, instead of {instead}")
     if train:
         group.add_argument("--normal", type=Path, metavar="DIR", help="normal images to learn from")
     group.add_argument(
@@ -76,6 +81,15 @@ def add_report_option(parser: argparse._ActionsContainer, implied: str = "") -> 
     """`--report`."""
     what = "write an HTML page with curves and every image beside the evaluation"
     parser.add_argument("--report", action="store_true", help=f"{implied}{what}")
+
+
+def add_verbose_option(parser: argparse._ActionsContainer) -> None:
+    """`--verbose`."""
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="print what other false-alarm rates mean, and each defect type, for several categories, too",
+    )
 
 
 def add_strict_option(parser: argparse._ActionsContainer) -> None:

@@ -1,4 +1,4 @@
-"""Whether a copy of a data set is whole: every file is read, and MVTec AD's counts are compared."""
+"""Whether a data set is whole and fit to learn from: every file is read, and MVTec AD's counts are compared."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from padim.data.images import read_image, read_mask
 from padim.data.items import GOOD, Category, Item, images_below, some
+from padim.data.remarks import Looks, leaks, remarks
 from padim.errors import ImageError
 from padim.poses.grid import grey
 from padim.poses.spread import ENOUGH, describe, find_spread
@@ -26,7 +26,7 @@ from padim.system.progress import OnProgress, Progress, silent
 
 @dataclass(frozen=True)
 class CategoryReport:
-    """What a category's folder has.
+    """What a category has.
 
     Attributes:
         category: its name.
@@ -34,7 +34,8 @@ class CategoryReport:
         test: how many test images of each defect type, `good` being the normal ones.
         masks: how many masks of each defect type.
         sizes: how many images of each size, as `width x height`.
-        problems: one line for each thing that is wrong; none if the copy is whole.
+        problems: one line for each thing that is wrong; none if the data set is whole.
+        remarks: one line for each thing to look at, by kind: `proportions`, `duplicates`, `uniform`, `exposure`.
         advice: how the training images' parts lie, and what to do about it, if anything.
     """
 
@@ -44,13 +45,14 @@ class CategoryReport:
     masks: dict[str, int]
     sizes: dict[str, int]
     problems: list[str]
+    remarks: dict[str, list[str]]
     advice: str | None = None
 
 
 class ItemResult(NamedTuple):
-    """The size of an image, unless it can't be read, and what is wrong with it and its mask."""
+    """How an image looks, unless it can't be read, and what is wrong with it and its mask."""
 
-    size: str | None
+    looks: Looks | None
     problems: list[str]
 
 
@@ -61,27 +63,48 @@ def published() -> dict[str, Any]:
 
 
 def check_category(root: Path, category: Category, workers: int, progress: OnProgress = silent) -> CategoryReport:
-    """Read every image and mask of a category under a data root, in several threads, and report on them."""
+    """Report on a category under a data root as `check_folders` does, and on what a whole data set would have."""
+    report = check_folders(category, workers, progress, root / category.name / "ground_truth")
+    more = _incomplete(category) + _differences(report)
+    return dataclasses.replace(report, problems=report.problems + more)
+
+
+def check_folders(
+    category: Category, workers: int, progress: OnProgress = silent, masks: Path | None = None
+) -> CategoryReport:
+    """Read every image and mask of a category, in several threads, and report on them.
+
+    Args:
+        category: its images.
+        workers: the number of threads.
+        progress: is told of every image.
+        masks: the folder of the masks, each of which should have an image; by default that of the category, if it
+            has one.
+    """
+    masks = masks or category.folders.get("masks")
     items = [*category.train, *category.test]
-    problems: list[str] = []
-    sizes: Counter[str] = Counter()
+    results: list[ItemResult] = []
     with ThreadPoolExecutor(workers) as pool:
-        for number, result in enumerate(pool.map(_check_item, items), 1):
-            progress(Progress(category.name, number, len(items)))
-            problems += result.problems
-            sizes.update([result.size] if result.size else [])
-    problems += _general_problems(category)
-    problems += _masks_without_image(root / category.name / "ground_truth", category)
-    return _with_differences(
-        CategoryReport(
-            category.name,
-            len(category.train),
-            dict(Counter(str(item.defect) for item in category.test)),
-            dict(Counter(str(item.defect) for item in category.test if item.mask and os.path.isfile(item.mask))),
-            dict(sizes),
-            problems,
-            _advice(category, sizes),
-        )
+        for result in pool.map(_check_item, items):
+            results.append(result)
+            progress(Progress(category.name, len(results), len(items)))
+    split = len(category.train)
+    train, test = ([result.looks for result in part if result.looks] for part in (results[:split], results[split:]))
+    sizes = Counter(looks.size for looks in (*train, *test))
+    return CategoryReport(
+        category.name,
+        len(category.train),
+        dict(Counter(str(item.defect) for item in category.test)),
+        dict(Counter(str(item.defect) for item in category.test if item.mask and os.path.isfile(item.mask))),
+        dict(sizes),
+        [
+            *(problem for result in results for problem in result.problems),
+            *_general_problems(category),
+            *leaks(train, test),
+            *(_masks_without_image(masks, category) if masks else ()),
+        ],
+        remarks(train, test),
+        _advice(category, sizes),
     )
 
 
@@ -100,9 +123,7 @@ def _check_item(item: Item) -> ItemResult:
                 problems.append(f"{item.mask}: marks nothing")
         except ImageError as error:
             problems.append(str(error))
-    elif item.anomalous:
-        problems.append(f"{item.path}: no mask")
-    return ItemResult(_size(image), problems)
+    return ItemResult(Looks.of(item.path, image), problems)
 
 
 def _advice(category: Category, sizes: Counter[str]) -> str | None:
@@ -112,14 +133,10 @@ def _advice(category: Category, sizes: Counter[str]) -> str | None:
     for item in some(category.train, ENOUGH):
         with suppress(ImageError):  # which is among the problems
             image = read_image(item.path)
-            if _size(image) == usual:
+            if f"{image.width} x {image.height}" == usual:
                 pictures.append(grey(np.asarray(image)))
     spread = find_spread(pictures) if pictures else None
     return describe(spread) if spread and spread.align != "none" else None
-
-
-def _size(image: Image.Image) -> str:
-    return f"{image.width} x {image.height}"
 
 
 def _general_problems(category: Category) -> list[str]:
@@ -128,22 +145,28 @@ def _general_problems(category: Category) -> list[str]:
     problems = [f"{path}: listed {count} times" for path, count in paths.items() if count > 1]
     if len(category.train) < 2:
         problems.append(f"{category.name}: {len(category.train)} training images, at least two are needed")
+    return problems
+
+
+def _masks_without_image(folder: Path, category: Category) -> list[str]:
+    used = {item.mask.absolute() for item in category.test if item.mask}
+    return [f"{path}: a mask without an image" for path in images_below(folder) if path.absolute() not in used]
+
+
+def _incomplete(category: Category) -> list[str]:
+    """What a data set lacks, which folders of one's own may lack."""
+    problems = [f"{item.path}: no mask" for item in category.test if item.anomalous and not item.mask]
     for kind, wanted in (("normal", False), ("defective", True)):
         if not any(item.anomalous == wanted for item in category.test):
             problems.append(f"{category.name}: no {kind} test images")
     return problems
 
 
-def _masks_without_image(folder: Path, category: Category) -> list[str]:
-    used = {item.mask for item in category.test}
-    return [f"{path}: a mask without an image" for path in images_below(folder) if path.absolute() not in used]
-
-
-def _with_differences(report: CategoryReport) -> CategoryReport:
-    """The report, with where a category of MVTec AD differs from what was published."""
+def _differences(report: CategoryReport) -> list[str]:
+    """Where a category of MVTec AD differs from what was published."""
     truth = published().get(report.category)
     if truth is None:
-        return report
+        return []
     side = f"{truth['side']} x {truth['side']}"
     defects = set(truth["defects"]) | (set(report.test) - {GOOD})
     counts = [
@@ -156,7 +179,6 @@ def _with_differences(report: CategoryReport) -> CategoryReport:
         *((f"masks of {name}", report.masks.get(name, 0), truth["defects"].get(name, 0)) for name in sorted(defects)),
         (f"images of {side} pixels", report.sizes.get(side, 0), sum(report.sizes.values())),
     ]
-    different = [
+    return [
         f"{report.category}: {found} {what}, expected {wanted}" for what, found, wanted in counts if found != wanted
     ]
-    return dataclasses.replace(report, problems=report.problems + different)

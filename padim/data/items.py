@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from padim.errors import PadimError
@@ -45,11 +45,13 @@ class Category:
         name: what it is called.
         train: normal images to learn from, sorted.
         test: labelled images to test on, sorted by defect type and name.
+        folders: where a user said that they are, by `normal`, `test`, `defect` and `masks`; none for a data set.
     """
 
     name: str
     train: list[Item]
     test: list[Item]
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
 
 def some(items: Sequence[Item], count: int) -> list[Item]:
@@ -74,10 +76,14 @@ def images_in(folder: Path) -> list[Path]:
         raise PadimError(f"can't list {folder}: {error.strerror}") from error
 
 
-def images_below(folder: Path, exclude: Path | None = None) -> Iterator[Path]:
-    """Image files in a folder and those below it, sorted; links to folders are not followed."""
+def images_below(folder: Path, *exclude: Path) -> Iterator[Path]:
+    """Image files in a folder and those below it, sorted, but for folders that are excluded.
+
+    Links to folders are not followed.
+    """
+    excluded = [*map(real, exclude)]
     for here, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if real(Path(here, name)) != exclude)
+        folders[:] = sorted(name for name in folders if real(Path(here, name)) not in excluded)
         yield from (Path(here, name) for name in sorted(files) if Path(name).suffix.lower() in SUFFIXES)
 
 
@@ -87,12 +93,12 @@ def image_with_stem(folder: Path, *stems: str) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def collect_images(inputs: Sequence[Path], exclude: Path | None = None) -> dict[Path, Path]:
+def collect_images(inputs: Sequence[Path], *exclude: Path) -> dict[Path, Path]:
     """The image files among `inputs` and in the folders among them, recursively.
 
     Args:
         inputs: files and folders; files are taken whatever their suffix.
-        exclude: a folder whose contents are left out, if any.
+        exclude: folders of results, whose contents are left out.
 
     Returns:
         Each image once, in order, with a name for what is made of it: its path below the folder that
@@ -104,9 +110,9 @@ def collect_images(inputs: Sequence[Path], exclude: Path | None = None) -> dict[
     found: dict[Path, None] = {}
     for path in inputs:
         if path.is_dir():
-            if exclude and real(path) == real(exclude):
-                raise PadimError(f"{path} is where the results go: choose another folder for them with --out")
-            found |= dict.fromkeys(images_below(path, exclude and real(exclude)))
+            if real(path) in map(real, exclude):
+                raise PadimError(f"{path} is where the results go: choose another folder for them")
+            found |= dict.fromkeys(images_below(path, *exclude))
         elif path.exists():
             found[path] = None
         else:

@@ -88,7 +88,8 @@ def plain_category(
     """
     _check_name(name)
     normal, test, defect, masks = (Path(folder) if folder else None for folder in (normal, test, defect, masks))
-    for folder in (normal, test, defect, masks):
+    named = {"normal": normal, "test": test, "defect": defect, "masks": masks}
+    for folder in named.values():
         if folder and not folder.is_dir():
             raise PadimError(f"there is no folder {folder}")
     _check_apart([folder for folder in (normal, test, defect) if folder])
@@ -106,7 +107,7 @@ def plain_category(
         for path in _found_below(defect, masks):
             inside = path.relative_to(defect).parts[:-1]
             tests.append(_with_mask(Item(path, inside[0] if inside else "defect"), defect, masks))
-    return Category(name, train, tests)
+    return Category(name, train, tests, {use: folder.absolute() for use, folder in named.items() if folder})
 
 
 def _check_name(name: str) -> None:
@@ -126,8 +127,8 @@ def _by_kind(folder: Path, masks: Path | None) -> list[Item]:
     items = []
     for kind in sorted(path for path in folder.iterdir() if path.is_dir()):
         defect = GOOD if kind.name in _NORMAL else kind.name
-        exclude = real(masks) if masks else None
-        items += [_with_mask(Item(path, defect), folder, masks) for path in images_below(kind, exclude)]
+        images = images_below(kind, *([masks] if masks else []))
+        items += [_with_mask(Item(path, defect), folder, masks) for path in images]
     return items
 
 
@@ -176,7 +177,7 @@ def _with_mask(item: Item, folder: Path, masks: Path | None) -> Item:
 
 
 def _found_below(folder: Path, exclude: Path | None = None) -> list[Path]:
-    images = list(images_below(folder, real(exclude) if exclude else None))
+    images = list(images_below(folder, *([exclude] if exclude else [])))
     if not images:
         raise PadimError(f"no images in the folder {folder} ({', '.join(sorted(SUFFIXES))})")
     return images
@@ -202,7 +203,8 @@ def _visa_category(root: Path, name: str) -> Category:
             defect = GOOD if row["label"] == "normal" else row["label"]
             mask = root / row["mask"] if row["mask"] else None
             splits[row["split"]].append(Item(root / row["image"], defect, mask))
-    return Category(name, *(sorted(items, key=lambda item: (item.defect, item.path)) for items in splits.values()))
+    train, test = (sorted(items, key=lambda item: (item.defect, item.path)) for items in splits.values())
+    return Category(name, train, test)
 
 
 def _visa_rows(root: Path) -> list[dict[str, str]]:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from padim.calibration import Thresholds
+from padim.calibration import Thresholds, shortest
 from padim.data.items import Item
 from padim.data.loader import Sample, batched
+from padim.data.transform import Box, Transform
 from padim.detectors.scores import Scorer
-from padim.errors import PadimError
 from padim.evaluation.metrics import Bools, Floats, Metrics, measure
+from padim.evaluation.operating import DefectType, OperatingPoint, flagged
 
 if TYPE_CHECKING:
     from padim.poses.alignment import PartPose
@@ -31,6 +32,8 @@ class ImageResult:
         score: its image score.
         anomaly_map: `[h, w]`, from a detector that has maps; NaN where an aligned model has not seen enough.
         mask: where it is defective, `[h, w]`, where that is known.
+        seen: the part of the image that the model sees, in its pixels.
+        outside: whether all that is defective lies outside what the model sees.
         image: RGB, uint8, `[h, w, 3]`, as the model has seen it, where it was asked for.
         embedding: `[d]`, from a detector that compares whole images.
         part: how the part lies in the image, from a model that aligns them.
@@ -40,6 +43,8 @@ class ImageResult:
     score: float
     anomaly_map: Floats | None
     mask: Bools | None
+    seen: Box
+    outside: bool
     image: NDArray[np.uint8] | None
     embedding: Floats | None = None
     part: PartPose | None = None
@@ -52,7 +57,8 @@ class ImageResult:
     def summary(self) -> dict[str, Any]:
         """The score as plain values, for JSON."""
         line: dict[str, Any] = {"path": str(self.item.path), "defect": self.item.defect, "score": self.score}
-        return line | ({"pose": self.part.summary()} if self.part else {})
+        line |= {"pose": self.part.summary()} if self.part else {}
+        return line | ({"outside": True} if self.outside else {})
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,9 @@ class Evaluation:
         skipped: how many images could not be used.
         unmasked: how many defective images have no mask; the pixel figures are without them.
         thresholds: what is anomalous.
+        points: what other false-alarm rates mean.
+        defects: how well each type of defects is found.
+        advice: what a user should know of the figures, and may try.
         remark: what has to be said beside the figures, if anything.
         report: the HTML page, where one was written.
         seconds: how long it took.
@@ -78,6 +87,9 @@ class Evaluation:
     skipped: int
     unmasked: int
     thresholds: Thresholds
+    points: Sequence[OperatingPoint]
+    defects: Sequence[DefectType]
+    advice: Sequence[str]
     remark: str | None
     report: Path | None
     seconds: float
@@ -89,9 +101,7 @@ class Evaluation:
         It is the false-positive rate of the normal images, and the recall of the anomalous ones.
         """
         images = [image for image in self.images if image.item.anomalous == anomalous]
-        if not images or self.thresholds.threshold is None:
-            return None
-        return sum(bool(self.thresholds.is_anomalous(image.score, found=image.found)) for image in images) / len(images)
+        return flagged(images, self.thresholds.threshold)
 
     def summary(self) -> dict[str, Any]:
         """The figures as plain values, for JSON."""
@@ -101,21 +111,25 @@ class Evaluation:
             "defective": sum(image.item.anomalous for image in self.images),
             "skipped": self.skipped,
             "unmasked": self.unmasked,
+            "defects_outside": sum(image.outside for image in self.images),
             "poses_not_found": sum(not image.found for image in self.images),
             **dataclasses.asdict(self.metrics),
             **dataclasses.asdict(self.thresholds),
             "false_alarms": self.flagged(anomalous=False),
             "defects_found": self.flagged(anomalous=True),
+            "rates": [dataclasses.asdict(point) for point in self.points],
+            "defect_types": [dataclasses.asdict(defect) for defect in self.defects],
+            "advice": self.advice,
             "remark": self.remark,
             "seconds": round(self.seconds, 3),
             **self.memory,
         }
 
 
-def evaluate(
+def score_samples(
     scorer: Scorer, samples: Iterable[Sample], batch_size: int, *, keep_images: bool = False
-) -> tuple[Metrics, list[ImageResult]]:
-    """The metrics of a fitted model on labelled samples, and the score of each image.
+) -> list[ImageResult]:
+    """What a fitted model says of labelled samples.
 
     Holds the maps of all images, 4 bytes per pixel, since exact pixel metrics need every value.
 
@@ -124,33 +138,42 @@ def evaluate(
         samples: the images with their labels and masks.
         batch_size: how many are scored at a time.
         keep_images: whether the results carry the images too.
-
-    Raises:
-        PadimError: no sample could be read.
     """
     results = []
+    transform = Transform.of(scorer.config)
     for batch in batched(samples, batch_size):
         scores, maps, embeddings, parts = scorer.score_pixels(np.stack([sample.image for sample in batch]))
         for index, sample in enumerate(batch):
+            a_map = None if maps is None else maps[index]
             results.append(
                 ImageResult(
                     sample.item,
-                    float(scores[index]),
-                    None if maps is None else maps[index],
+                    shortest(scores[index]),
+                    a_map,
                     sample.mask,
+                    transform.seen(*sample.size),
+                    sample.outside or _unseen(sample.mask, a_map),
                     sample.image if keep_images else None,
                     None if embeddings is None else embeddings[index],
                     None if parts is None else parts[index],
                 )
             )
-    if not results:
-        raise PadimError("no test image could be read")
-    size = scorer.config.image_size
+    return results
+
+
+def metrics_of(results: Sequence[ImageResult], size: tuple[int, int]) -> Metrics:
+    """The metrics of scored images, whose maps have a height and width."""
     masked = [result for result in results if result.mask is not None and result.anomaly_map is not None]
-    metrics = measure(
+    return measure(
         np.array([result.item.anomalous for result in results]),
         np.array([result.score for result in results]),
         np.array([result.mask for result in masked], dtype=bool).reshape(-1, *size),
         np.array([result.anomaly_map for result in masked]).reshape(-1, *size),
     )
-    return metrics, results
+
+
+def _unseen(mask: Bools | None, anomaly_map: Floats | None) -> bool:
+    """Whether there are defective pixels, and the model has seen none of them."""
+    if mask is None or anomaly_map is None or not mask.any():
+        return False
+    return bool(np.isnan(anomaly_map[mask]).all())

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
+from padim.calibration import shortest
 from padim.data.transform import Box
 from padim.evaluation.metrics import EIGHT_CONNECTED
 
@@ -47,7 +48,7 @@ def anomalous_regions(anomaly_map: NDArray[np.floating], threshold: float, seen:
                 seen.top + round(rows.stop * y),
             ),
             round(float(area) * x * y),
-            float(peak),
+            shortest(np.float32(peak)),
         )
         for (rows, columns), area, peak in zip(scipy.ndimage.find_objects(labels), areas, peaks, strict=True)
     ]

@@ -10,13 +10,49 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from padim.evaluation.metrics import PRO_LIMIT, Curve
+from padim.evaluation.category import Evaluation
+from padim.evaluation.metrics import PRO_LIMIT, Curve, Floats, pro_curve, seen_pixels
 from padim.storage.files import atomic_write, write_text
+
+# What `evaluation_figures` may give.
+FIGURES = ("image scores", "ROC curves", "per-region overlap", "embeddings")
 
 # Of the palette of Okabe and Ito, which colour-blind people can tell apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 
 _MOST_POINTS = 500
+
+
+def score_span(evaluation: Evaluation) -> tuple[float, float]:
+    """From where to where the scores of the test images and all thresholds lie."""
+    thresholds = [*_thresholds(evaluation).values(), *(point.threshold or 0.0 for point in evaluation.points)]
+    values = [*thresholds, *(result.score for result in evaluation.images), 0.0]
+    return min(values), max(values) * 1.02 + 1e-9
+
+
+def evaluation_figures(evaluation: Evaluation, training_embeddings: Floats | None) -> dict[str, Figure]:
+    """What can be drawn of an evaluation's test images, by name."""
+    metrics, results = evaluation.metrics, evaluation.images
+    labels = np.array([result.item.anomalous for result in results])
+    scores = np.array([result.score for result in results])
+    masked = [result for result in results if result.mask is not None and result.anomaly_map is not None]
+    masks, maps = np.array([result.mask for result in masked]), np.array([result.anomaly_map for result in masked])
+    good, defective = scores[~labels].tolist(), scores[labels].tolist()
+    figures = {"image scores": histogram_figure(good, defective, _thresholds(evaluation), score_span(evaluation))}
+    curves = {}
+    if metrics.image_auroc is not None:
+        curves["images"] = Curve.of(labels, scores)
+    if metrics.pixel_auroc is not None:
+        curves["pixels"] = Curve.of(*seen_pixels(masks, maps))
+    if curves:
+        figures["ROC curves"] = roc_figure(curves)
+    if metrics.aupro is not None:
+        figures["per-region overlap"] = pro_figure(pro_curve(masks, maps))
+    if training_embeddings is not None:
+        tested = np.array([result.embedding for result in results])
+        kinds = {"training": training_embeddings, "good": tested[~labels], "defective": tested[labels]}
+        figures["embeddings"] = embedding_figure({name: points for name, points in kinds.items() if len(points)})
+    return figures
 
 
 def roc_figure(curves: Mapping[str, Curve]) -> Figure:
@@ -37,17 +73,25 @@ def pro_figure(curve: Curve) -> Figure:
     return figure
 
 
-def histogram_figure(good: Sequence[float], defective: Sequence[float], thresholds: Mapping[str, float]) -> Figure:
-    """How the image scores are distributed, with lines where the thresholds are."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
+def histogram_figure(
+    good: Sequence[float], defective: Sequence[float], thresholds: Mapping[str, float], span: tuple[float, float]
+) -> Figure:
+    """How the image scores are distributed between two ends, with lines where the thresholds are.
+
+    In the SVG, the area of the plot has the id `plot`, and the line of the first threshold the id `threshold`.
+    """
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
     axis = figure.subplots()
-    bins = np.linspace(0, max([*good, *defective], default=1.0) * 1.02 + 1e-9, 41).tolist()
+    axis.patch.set_gid("plot")
+    bins = np.linspace(*span, 51).tolist()
     axis.hist(good, bins, color=BLUE, alpha=0.7, label=f"good ({len(good)})")
     axis.hist(defective, bins, color=ORANGE, alpha=0.7, label=f"defective ({len(defective)})", hatch="//")
     for (name, value), style in zip(thresholds.items(), ("--", ":", "-."), strict=False):
         axis.axvline(value, color=GREY, linestyle=style, label=f"{name}: {value:.2f}")
-    axis.set(xlabel="image score", ylabel="images")
-    axis.legend()
+    for line in axis.lines[:1]:
+        line.set_gid("threshold")
+    axis.set(xlabel="image score", ylabel="images", xlim=span)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False)
     return figure
 
 
@@ -99,6 +143,16 @@ def save_figure(folder: Path, name: str, figure: Figure) -> None:
     write_text(folder / f"{name}.svg", as_svg(figure))
     with atomic_write(folder / f"{name}.png") as temporary:
         figure.savefig(temporary, format="png", dpi=150)
+
+
+def _thresholds(evaluation: Evaluation) -> dict[str, float]:
+    """The thresholds of the image score, by name; the one for verdicts comes first."""
+    thresholds = {
+        "calibrated": evaluation.thresholds.threshold,
+        "largest F1 on these images": evaluation.metrics.image_f1_threshold,
+        "Youden's index on these images": evaluation.metrics.image_youden_threshold,
+    }
+    return {name: threshold for name, threshold in thresholds.items() if threshold is not None}
 
 
 def _square(x: str, y: str) -> tuple[Figure, matplotlib.axes.Axes]:

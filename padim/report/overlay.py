@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
@@ -11,7 +9,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from padim.data.transform import Box
 from padim.report.colours import GREY, ColourScale
-from padim.storage.files import atomic_write
 
 _OPACITY = 0.5
 
@@ -27,21 +24,17 @@ def overlay(image: Image.Image, anomaly_map: NDArray[np.floating], seen: Box, sc
     """
     result = Image.blend(image, Image.new("RGB", image.size, GREY), _OPACITY)
     part = image.crop(seen)
-    stretched = Image.fromarray(anomaly_map.astype(np.float32)).resize(part.size, Image.Resampling.BILINEAR)
-    heatmap = Image.fromarray(scale.colours(np.asarray(stretched)))
-    result.paste(Image.blend(part, heatmap, _OPACITY), seen[:2])
+    result.paste(heatmap(part, anomaly_map, scale), seen[:2])
     if part.size != image.size:
         ImageDraw.Draw(result).rectangle((seen.left - 1, seen.top - 1, seen.right, seen.bottom), outline=GREY)
     _draw_colour_bar(result, scale)
     return result
 
 
-def save_overlay(
-    path: Path, image: Image.Image, anomaly_map: NDArray[np.floating], seen: Box, scale: ColourScale
-) -> None:
-    """Write `overlay` as a PNG."""
-    with atomic_write(path) as temporary:
-        overlay(image, anomaly_map, seen, scale).save(temporary, format="PNG", compress_level=1)
+def heatmap(image: Image.Image, anomaly_map: NDArray[np.floating], scale: ColourScale) -> Image.Image:
+    """An image under the colours of an anomaly map `[h, w]` that covers all of it."""
+    stretched = Image.fromarray(anomaly_map.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+    return Image.blend(image, Image.fromarray(scale.colours(np.asarray(stretched))), _OPACITY)
 
 
 def outline(image: Image.Image, truth: NDArray[np.bool_] | None, predicted: NDArray[np.bool_] | None) -> Image.Image:
@@ -49,9 +42,14 @@ def outline(image: Image.Image, truth: NDArray[np.bool_] | None, predicted: NDAr
     pixels = np.array(image)
     for mask, colour in ((truth, (255, 255, 255)), (predicted, (0, 255, 255))):
         if mask is not None:
-            border = scipy.ndimage.binary_dilation(mask) & ~scipy.ndimage.binary_erosion(mask, border_value=1)
-            pixels[border] = colour
+            pixels[border(mask)] = colour
     return Image.fromarray(pixels)
+
+
+def border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixels on both sides of the edge of a mask `[h, w]`."""
+    edge: NDArray[np.bool_] = scipy.ndimage.binary_dilation(mask) & ~scipy.ndimage.binary_erosion(mask, border_value=1)
+    return edge
 
 
 def _draw_colour_bar(image: Image.Image, scale: ColourScale) -> None:

@@ -2,73 +2,98 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from padim.poses.alignment import PartPose
-from padim.report.colours import COLOUR_MAP, ColourScale
-from padim.storage.files import atomic_write
+from padim.report.colours import ColourScale
+from padim.report.overlay import heatmap, outline
+
+if TYPE_CHECKING:
+    from padim.pipeline.predict import Prediction
+
+# The longest side of each picture, the space around it and the height of a line of text, in pixels.
+_SIDE, _SPACE, _LINE = 320, 8, 20
 
 
-def save_panel(
-    path: Path,
-    image: Image.Image,
-    anomaly_map: NDArray[np.floating],
-    mask: NDArray[np.bool_] | None,
-    threshold: float | None,
-    scale: ColourScale,
-    part: PartPose | None = None,
-) -> None:
-    """Write a PNG of four pictures in a row.
+def panel(title: str, prediction: Prediction, scale: ColourScale) -> Image.Image:
+    """A row of what there is of four pictures, each with a caption, under the title and the verdict.
+
+    They show the part of the image that the model sees, in its own proportions. Contours of the prediction are those
+    of the verdict: a normal image has none.
 
     Args:
-        path: where to.
-        image: RGB `w x h`, as the model has seen it.
-        anomaly_map: `[h, w]`.
-        mask: ground truth `[h, w]`, where there is one.
-        threshold: distance at which a pixel counts as a defect, where there is one.
+        title: a name of the image.
+        prediction: of an image with its original, from a model with maps.
         scale: the colours.
-        part: how the part lies in the image, from a model that aligns them; drawn as the frame of the reference.
     """
-    figure = Figure(figsize=(14, 3.5), layout="constrained")
-    names = ("image", "anomaly map", "ground truth", "contours: truth white, prediction cyan")
-    axes = figure.subplots(1, 4)
-    for axis, name in zip(axes, names, strict=True):
-        axis.set_title(name, fontsize=9)
-        axis.set_axis_off()
-        axis.imshow(image)
-    if part is not None:
-        _draw_pose(axes[0], part, image.width, image.height)
-    axes[1].imshow(scale.colours(anomaly_map))
-    if mask is None:
-        axes[2].text(0.5, 0.5, "none", transform=axes[2].transAxes, ha="center", va="center", color="white")
-    else:
-        axes[2].imshow(mask, cmap="gray", vmin=0, vmax=1)
-        if mask.any():
-            axes[3].contour(mask, [0.5], colors="white", linewidths=1)
-    seen = anomaly_map[~np.isnan(anomaly_map)]
-    if threshold is not None and seen.size and seen.min() < threshold <= seen.max():
-        axes[3].contour(anomaly_map, [threshold], colors="cyan", linewidths=1)
-    colours = ScalarMappable(Normalize(scale.low, scale.high), COLOUR_MAP)
-    figure.colorbar(colours, ax=axes, label="distance", shrink=0.8)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+    pictures = _pictures(prediction, scale)
+    width, height = next(iter(pictures.values())).size
+    row = Image.new("RGB", (len(pictures) * (width + _SPACE) + _SPACE, height + 2 * _LINE + 2 * _SPACE), "white")
+    draw, font = ImageDraw.Draw(row), ImageFont.load_default(13)
+    draw.text((_SPACE, _SPACE // 2), f"{title}: {_verdict(prediction)}", font=font, fill="black")
+    for number, (caption, picture) in enumerate(pictures.items()):
+        left = _SPACE + number * (width + _SPACE)
+        draw.text((left, _LINE + _SPACE // 2), caption, font=font, fill="dimgrey")
+        row.paste(picture, (left, 2 * _LINE + _SPACE))
+    return row
 
 
-def _draw_pose(axis: Axes, part: PartPose, width: int, height: int) -> None:
+def _verdict(prediction: Prediction) -> str:
+    threshold = prediction.thresholds.threshold
+    if threshold is None:
+        return f"score {prediction.score:.4g}, no threshold"
+    return f"{prediction.verdict}, score {prediction.score:.4g}, threshold {threshold:.4g}"
+
+
+def _pictures(prediction: Prediction, scale: ColourScale) -> dict[str, Image.Image]:
+    """The pictures by their captions, of one size."""
+    sample, seen, a_map = prediction.sample, prediction.seen, prediction.anomaly_map
+    assert sample is not None
+    assert sample.original is not None
+    assert seen is not None
+    assert a_map is not None
+    part = sample.original.crop(seen)
+    larger = _SIDE / max(part.size)
+    size = max(1, round(part.width * larger)), max(1, round(part.height * larger))
+    image = part.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
+    truth = None if sample.mask is None else np.asarray(Image.fromarray(sample.mask).resize(size))
+    predicted = _predicted(prediction, size)
+    pictures = {"image": image, "anomaly map": heatmap(image, a_map, scale)}
+    if prediction.part is not None:
+        pose = prediction.part
+        found = "" if pose.found else ", not found"
+        caption = f"{pose.pose.angle:.1f} degrees, correlation {pose.correlation:.2f}{found}"
+        pictures = {caption: _with_pose(image, pose, a_map.shape), "anomaly map": pictures["anomaly map"]}
+    if truth is not None:
+        pictures["ground truth"] = Image.fromarray(truth).convert("RGB")
+    named = {"truth white": truth, "prediction cyan": predicted}
+    if any(mask is not None for mask in named.values()):
+        caption = ", ".join(name for name, mask in named.items() if mask is not None)
+        pictures[f"contours: {caption}"] = outline(image, truth, predicted)
+    return pictures
+
+
+def _predicted(prediction: Prediction, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """Where an anomalous image is anomalous, in a size of so many pixels across and down."""
+    threshold = prediction.thresholds.pixel_threshold
+    if prediction.verdict != "anomalous" or threshold is None or prediction.anomaly_map is None:
+        return None
+    grown = np.asarray(Image.fromarray(prediction.anomaly_map).resize(size, Image.Resampling.BILINEAR))
+    reached: NDArray[np.bool_] = grown >= threshold
+    return reached
+
+
+def _with_pose(image: Image.Image, part: PartPose, shape: tuple[int, ...]) -> Image.Image:
     """The border of the reference's frame where it lies in an image, and a line from its middle to its upper side."""
+    height, width = shape
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) * (width / 2, height / 2)
     upwards = np.array([[0, 0], [0, -height / 2]])
+    drawn, scale = image.copy(), (image.width / width, image.height / height)
     for points in (corners, upwards):
-        x, y = (points @ part.pose.rotation.T + part.pose.shift + (width / 2, height / 2)).T - 0.5
-        axis.plot(x, y, color="lime" if part.found else "red", linewidth=1)
-    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    found = "" if part.found else ", not found"
-    axis.set_title(f"image: {part.pose.angle:.1f} degrees, correlation {part.correlation:.2f}{found}", fontsize=9)
+        placed = (points @ part.pose.rotation.T + part.pose.shift + (width / 2, height / 2)) * scale
+        ImageDraw.Draw(drawn).line([*map(tuple, placed.tolist())], fill="lime" if part.found else "red", width=2)
+    return drawn

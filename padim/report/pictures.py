@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from padim.data.loader import Sample
-from padim.data.transform import Box
-from padim.poses.alignment import PartPose
 from padim.report.colours import ColourScale
-from padim.report.overlay import save_overlay
+from padim.report.overlay import overlay
+from padim.report.panel import panel
+from padim.report.raw import save_npy, save_png16
+from padim.storage.files import atomic_write
+
+if TYPE_CHECKING:
+    from padim.pipeline.predict import Prediction
 
 
 @dataclass(frozen=True)
@@ -23,60 +25,49 @@ class Pictures:
     Attributes:
         folder: where the pictures go.
         scale: the colours of all of them.
-        pixel_threshold: distance from which a pixel is anomalous, for contours.
         panel: whether to put image, heatmap, ground truth and contours side by side, too.
         raw: `npy` or `png16` to keep the distances, too.
+        heatmap: the file of the heatmap, where there is a single image; else it is named like the image.
     """
 
     folder: Path
     scale: ColourScale
-    pixel_threshold: float | None
     panel: bool = False
     raw: str | None = None
+    heatmap: Path | None = None
 
-    def write(
-        self,
-        name: Path,
-        sample: Sample,
-        anomaly_map: NDArray[np.float32],
-        seen: Box,
-        part: PartPose | None = None,
-    ) -> dict[str, str]:
-        """Write the pictures of a sample under a name below the folder; gives their kinds and paths.
+    def write(self, name: Path, prediction: Prediction) -> dict[str, str]:
+        """Write the pictures of an image under a name below the folder; gives their kinds and paths.
 
         Args:
             name: below the folder, without a suffix.
-            sample: the image, with its original.
-            anomaly_map: `[h, w]`.
-            seen: the part of the original that the map covers.
-            part: how the part lies in it, from a model that aligns them.
+            prediction: of an image with its original, from a model with maps.
 
         Raises:
             PadimError: one of them can't be written.
         """
-        assert sample.original is not None  # the loader was asked to keep it
+        sample, a_map, seen = prediction.sample, prediction.anomaly_map, prediction.seen
+        assert sample is not None
+        assert sample.original is not None
+        assert a_map is not None
+        assert seen is not None
         stem = self.folder / name
-        files = {"heatmap": stem.with_name(f"{stem.name}_heatmap.png")}
-        save_overlay(files["heatmap"], sample.original, anomaly_map, seen, self.scale)
+        files = {"heatmap": self.heatmap or stem.with_name(f"{stem.name}_heatmap.png")}
+        _save(files["heatmap"], overlay(sample.original, a_map, seen, self.scale))
         if self.panel:
-            from padim.report.panel import save_panel
-
             files["panel"] = stem.with_name(f"{stem.name}_panel.png")
-            save_panel(
-                files["panel"],
-                Image.fromarray(sample.image),
-                anomaly_map,
-                sample.mask,
-                self.pixel_threshold,
-                self.scale,
-                part,
-            )
-        if self.raw:
-            from padim.report.raw import save_npy, save_png16
-
-            files["raw"] = stem.with_name(f"{stem.name}_map{'.npy' if self.raw == 'npy' else '.png'}")
-            if self.raw == "npy":
-                save_npy(files["raw"], anomaly_map)
-            else:
-                save_png16(files["raw"], anomaly_map, self.scale)
+            _save(files["panel"], panel(prediction.path.name, prediction, self.scale))
+        if self.raw == "npy":
+            files["raw"] = stem.with_name(f"{stem.name}_map.npy")
+            save_npy(files["raw"], a_map)
+        elif self.raw:
+            files["raw"] = stem.with_name(f"{stem.name}_map.png")
+            save_png16(files["raw"], a_map, self.scale)
         return {kind: str(path) for kind, path in files.items()}
+
+
+def _save(path: Path, picture: Image.Image) -> None:
+    """Write a picture in the format that its name says."""
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    with atomic_write(path) as temporary:
+        picture.save(temporary, format=kind, compress_level=1)

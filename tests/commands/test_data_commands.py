@@ -1,17 +1,14 @@
-"""padim-data check, folders of one's own, padim-reproduce and the report."""
+"""padim-data check, folders of one's own, and padim-reproduce."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
@@ -105,90 +102,6 @@ def test_folders_of_ones_own_give_the_figures_of_the_layout(run, data_root, weig
     refused = run("train", "--defect", parts / "bad", *common)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "pass --normal DIR" in refused.err
-
-
-# The report
-
-
-class Page(HTMLParser):
-    """What a page consists of."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def all(self, wanted):
-        return [attributes for tag, attributes in self.tags if tag == wanted]
-
-
-def test_the_report_needs_nothing_else_and_shows_the_worst_first(run, data_root, weights_file, tmp_path):
-    common = ("--category", "texture", "--data", data_root, "--output", tmp_path)
-    result = run("train", *common, "--weights", weights_file, *PROTOCOL, "--eval", "--report")
-    assert result.code == 0
-    text = (tmp_path / "texture/report.html").read_text()
-    page = Page(text)
-    cards = page.all("article")
-    assert len(cards) == 14
-    assert {card["data-defect"] for card in cards} == {"good", "blur", "faint", "scratch", "stain", "tint"}
-    assert all(image["src"].startswith("data:image/webp;base64,") for image in page.all("img"))
-    assert all(image["loading"] == "lazy" for image in page.all("img"))
-    assert not re.search(r"(src|href)=.?(https?:|//)", text.replace("http://www.w3.org", "").replace("xlink:href", ""))
-    wrong = [card["data-verdict"] in ("missed", "false-alarm") for card in cards]
-    assert wrong == sorted(wrong, reverse=True)
-    evaluation = json.loads((tmp_path / "texture/eval.json").read_text())
-    assert f"{evaluation['image_auroc']:.4f}" in text
-    for name in ("ROC-curves", "per-region-overlap", "image-scores"):
-        ET.parse(tmp_path / f"texture/report/{name}.svg")
-        with Image.open(tmp_path / f"texture/report/{name}.png") as picture:
-            assert picture.width > 300
-    assert run("eval", *common, "--report").code == 0
-    assert (tmp_path / "texture/report.html").read_text() == text  # the same evaluation, the same page
-
-
-EVERY_IMAGE_DECODES = """
-const [done] = arguments;
-const loaded = [...document.images].map(image => { image.loading = "eager"; return image.decode(); });
-Promise.all(loaded).then(() => done(true), () => done(false));
-"""
-
-
-@pytest.mark.skipif(not shutil.which("chromedriver"), reason="needs chromium and chromedriver")
-def test_the_report_works_in_a_browser(run, data_root, weights_file, tmp_path):
-    selenium = pytest.importorskip("selenium.webdriver")
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import Select
-
-    arguments = ("--category", "texture", "--data", data_root, "--output", tmp_path, "--weights", weights_file)
-    assert run("train", *arguments, *PROTOCOL, "--eval", "--report").code == 0
-    options = selenium.ChromeOptions()
-    for option in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync"):
-        options.add_argument(f"--{option}")
-    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = selenium.Chrome(options=options, service=selenium.ChromeService(shutil.which("chromedriver")))
-    try:
-        browser.get((tmp_path / "texture/report.html").as_uri())
-
-        def shown():
-            return [card for card in browser.find_elements(By.CLASS_NAME, "card") if card.is_displayed()]
-
-        assert len(shown()) == 14
-        Select(browser.find_element(By.ID, "defect")).select_by_visible_text("stain")
-        assert {card.get_attribute("data-defect") for card in shown()} == {"stain"}
-        assert browser.find_element(By.ID, "count").text == "2 of 14 images"
-        Select(browser.find_element(By.ID, "defect")).select_by_visible_text("all")
-        verdict = Select(browser.find_element(By.ID, "verdict"))
-        verdict.select_by_index(1)
-        wanted = verdict.first_selected_option.get_attribute("value")
-        assert {card.get_attribute("data-verdict") for card in shown()} == {wanted}
-        assert browser.execute_async_script(EVERY_IMAGE_DECODES)
-        assert browser.get_log("browser") == []
-    finally:
-        browser.quit()
 
 
 # padim-reproduce

@@ -16,6 +16,9 @@ PIXEL_RATES = 10.0 ** -(np.arange(601) / 100)
 # Values of the maps are counted in bins of 0.2 % width between these, so that any number of maps takes no memory.
 _LOWEST, _DECADES, _BINS_A_DECADE = 1e-3, 7, 1000
 
+# From so many standard deviations on, and these of so much at least, the logarithm of a score is far from the others.
+_FAR, _LEAST_SPREAD, _FEW = 5.0, 0.03, 10
+
 
 @dataclass
 class Tally:
@@ -95,13 +98,13 @@ class Calibration:
                 f"a false-alarm rate of {false_alarm_rate:g} takes at least {math.ceil(1 / false_alarm_rate) - 1}"
                 f" training images, the model has {n}: ask for {self.smallest_rate():.3f} or more"
             )
-        return math.nextafter(float(self.scores[n - allowed]), math.inf)
+        return shortest(np.nextafter(self.scores[n - allowed], np.float32(np.inf)))
 
     def smallest_rate(self) -> float:
         """The smallest false-alarm rate that so many images can vouch for."""
         return 1 / (len(self.scores) + 1)
 
-    def false_alarm_rate(self, score: float) -> float:
+    def p_value(self, score: float) -> float:
         """The probability of a fresh normal image to score as high: `(1 + how many did) / (n + 1)`."""
         reached = len(self.scores) - int(np.searchsorted(self.scores, score, side="left"))
         return (1 + reached) / (len(self.scores) + 1)
@@ -111,7 +114,7 @@ class Calibration:
         if self.pixels is None:
             return None
         step = math.ceil(-100 * math.log10(false_alarm_rate) - 1e-9)
-        return float(self.pixels[min(step, len(self.pixels) - 1)])
+        return shortest(self.pixels[min(step, len(self.pixels) - 1)])
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class Thresholds:
     @classmethod
     def fixed(cls, calibration: Calibration | None, threshold: float) -> Thresholds:
         """One threshold for images and pixels alike, with the rate that the calibration expects of it."""
-        rate = calibration.false_alarm_rate(threshold) if calibration else None
+        rate = calibration.p_value(threshold) if calibration else None
         return cls(threshold, rate, threshold)
 
     def is_anomalous(self, score: float, *, found: bool = True) -> bool | None:
@@ -158,6 +161,24 @@ class Thresholds:
         if not found:
             return True
         return None if self.threshold is None else score >= self.threshold
+
+
+def outlying(scores: NDArray[np.float32]) -> list[int]:
+    """The positions of scores `[n]` that lie far above the others, the highest first.
+
+    Far is more than five robust standard deviations of the logarithms above their median. A few scores tell nothing.
+    """
+    if len(scores) < _FEW:
+        return []
+    logarithms = np.log(scores.clip(min=_LOWEST))
+    above = logarithms - np.median(logarithms)
+    spread = max(1.4826 * float(np.median(np.abs(above))), _LEAST_SPREAD)
+    return [int(position) for position in np.argsort(-above) if above[position] > _FAR * spread]
+
+
+def shortest(value: np.float32) -> float:
+    """A float32 as the shortest decimal that tells it from its neighbours, which keeps the order of scores."""
+    return float(str(value))
 
 
 def _share_above(values: NDArray[np.float32], pixels: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -102,6 +102,11 @@ class BaseConfig:
         return size[0], size[-1]
 
     @property
+    def stride(self) -> int:
+        """The sides of what the network sees, in pixels, have to be multiples of it."""
+        return 32
+
+    @property
     def pretrained(self) -> str | None:
         """The backbone with whose published weights, or others in their place, a fit starts; None for random ones."""
         return None
@@ -159,6 +164,7 @@ class Config(BaseConfig):
     tile: tuple[int, ...] = option((), "cut images into tiles: a side, or height and width; nothing for none")
     tile_overlap: int = option(64, "pixels that neighbouring tiles have in common, at least")
     tile_model: str = option("shared", "one model of all tiles, or one for every position of a tile", TILE_MODELS)
+    trim: float = option(0.0, "share of the training images, those that score highest, that the fit leaves out")
     epsilon: float = option(0.01, "added to the diagonal of every covariance")
     upsampling: str = option("bilinear", "how maps grow to the image size", UPSAMPLINGS)
     sigma: float = option(4.0, "Gaussian smoothing of the maps, in pixels; 0 for none")
@@ -170,9 +176,14 @@ class Config(BaseConfig):
             "channels": self.channels >= 0,
             "tile": len(self.tile) in (0, 1, 2) and min(self.tile, default=1) > 0,
             "tile_overlap": self.tile_overlap >= 0,
+            "trim": 0 <= self.trim <= 0.5,
             "epsilon": self.epsilon >= 0,
             "sigma": self.sigma >= 0,
         }
+
+    @property
+    def stride(self) -> int:
+        return 32 if "layer4" in self.layers else 16
 
     @property
     def pretrained(self) -> str | None:

@@ -14,8 +14,8 @@ from padim.detectors.options import FitOptions
 from padim.embedding import draw_channels, split_by_level
 from padim.errors import PadimError
 from padim.extractor import Backbone
+from padim.fitting import KEPT_BYTES, KEPT_IMAGES
 from padim.gaussian.moments import IMAGES_PER_BATCH
-from padim.model import KEPT_BYTES, KEPT_IMAGES
 from padim.pyramid import Pyramid
 from padim.storage.tensorfile import STORAGES
 from padim.tiles import Tiling
@@ -77,7 +77,7 @@ def _of_padim(config: Config, images: int, options: FitOptions) -> Estimate:
     batch = min(images, config.batch_size)
     activations = int(_ACTIVATIONS * math.prod(config.tile_size) * batch)
     examples = images * tiling.examples
-    kept = min(examples * features, KEPT_IMAGES * features, KEPT_BYTES) if options.calibrate else 0
+    kept = min(examples * features, KEPT_IMAGES * features, KEPT_BYTES) if options.calibrate or config.trim else 0
     together = min(examples, max(IMAGES_PER_BATCH, batch * tiling.examples))
     group = together * features
     coming_in = group + activations + (factors + kept if examples > together else 0)
@@ -87,9 +87,10 @@ def _of_padim(config: Config, images: int, options: FitOptions) -> Estimate:
     memory = _LIBRARIES + 2 * weights + waiting + max(coming_in, factors + kept + 2 * group, 2 * factors)
     moments = factors + 2 * features if options.keep_moments or options.update else 0
     earlier = 2 * factors if options.update else 0  # the old model, which stays until all has gone well
+    trimming = 2 * factors if config.trim else 0  # the moments of all images, beside those of the trimmed ones
     stored = factors * STORAGES[options.storage].itemsize // 4 + features + weights * options.embed_backbone + moments
     parts = {"moments": factors, "factors": factors, "features_of_an_image": tiling.examples * features}
-    return Estimate(memory + moments + earlier, stored, parts)
+    return Estimate(memory + moments + earlier + trimming, stored, parts)
 
 
 def _of_cutpaste(config: CutPasteConfig, images: int, options: FitOptions) -> Estimate:

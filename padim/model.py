@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from typing import Self, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from padim.calibration import Calibration, Tally
@@ -20,6 +21,7 @@ from padim.detectors.scores import Scores
 from padim.embedding import ChannelSelection, draw_channels
 from padim.errors import PadimError
 from padim.extractor import Backbone
+from padim.fitting import TrainingFeatures, highest
 from padim.gaussian.moments import Moments, rebatch
 from padim.gaussian.shared import Gaussian
 from padim.pyramid import Pyramid
@@ -32,11 +34,6 @@ from padim.system.device import full_float32
 from padim.system.progress import OnProgress, silent
 from padim.tiles import Tiling
 from padim.weights import StateDict, Weights, digest, weights_from
-
-# The calibration scores the training images again. It keeps their features from the first pass where they are few,
-# and else reads the images a second time. So many images, in so many bytes, are few: each has 0.3 MB of features for
-# ResNet18 and 100 channels, and 1.7 MB for WideResNet50-2 and 550. Every category of MVTec AD fits.
-KEPT_IMAGES, KEPT_BYTES = 400, 700_000_000
 
 # What the keys of the backbone's weights begin with in a model file.
 _BACKBONE = "backbone."
@@ -94,44 +91,53 @@ class Padim(Detector):
         enough to keep, else in a second pass. There is no calibration for an iterator that can't be gone through
         twice, once its images are too many to keep, nor for two images. In an update the scores of the new images
         join those of the earlier ones, whose images are gone.
+
+        With `trim`, the images of the highest of these scores are taken out of the moments, and all is fitted and
+        calibrated again to the others.
         """
         self.check(options)
         if options.update and self.moments is None:
             raise PadimError("the model can't take in more images: it was trained without --keep-moments")
         earlier = self.moments.to(self.device) if options.update and self.moments else None
-        kept: list[list[Tensor]] | None = [] if options.calibrate else None
+        trim, examples = self.config.trim, self.tiling.examples
         frame = CommonFrame(self.config, self.alignment if options.update else None)
+        features = TrainingFeatures(
+            lambda: self._features_of(frame.images(batches)),
+            examples,
+            keep=options.calibrate or trim > 0,
+            repeatable=not isinstance(batches, Iterator),
+        )
         with full_float32(self.device):
-            groups = self._features_of(frame.images(batches))
-            # A process without an image of its own takes part all the same: the others wait for its sums.
-            first = next(groups, None) or [torch.zeros(*size, 0, device=self.device) for size in self._sizes()]
-            moments = Moments.about(earlier.shift if earlier else _common_mean(first))
-            for features in chain([first], groups):
-                moments.add(features)
-                if kept is not None and self._can_keep(moments.count):
-                    kept.append(features)
-                else:
-                    kept = None
-            alignment = frame.finish()
-            distributed.sum_up(moments.sums())
-            moments.count = distributed.total(moments.count)
+            nothing = [torch.zeros(*size, 0, device=self.device) for size in self._sizes()]
+            moments = features.moments(nothing, earlier.shift if earlier else None)
+            alignment, added = frame.finish(), moments.count // examples
             if earlier:
                 moments.merge(earlier)
-            count, images = moments.count, moments.count // self.tiling.examples
+            images = moments.count // examples
             if images < 2:
                 raise PadimError(f"a Gaussian needs at least two training images, there is {images}")
-            carried = moments.copy() if options.keep_moments or options.update else None
+            carried = moments.copy() if options.keep_moments or options.update or trim else None
             gaussian = Gaussian.fit(moments, self.config.epsilon)  # which uses the moments up
-            calibration = None
-            if options.calibrate and images > 2:
-                read_again = kept is None and not isinstance(batches, Iterator)
-                again = self._features_of(frame.images(batches)) if read_again else kept
-                calibration = self._calibrate(gaussian, again or [], count, frame)
+            tally, trimmed = Tally(), np.empty(0, dtype=np.int64)
+            if images > 2 and (options.calibrate or trim):
+                tally = self._left_out(gaussian, features, images, frame)
+            scores = distributed.gathered(tally.scores())
+            if trim and carried:
+                trimmed = highest(scores, trim, added)
+                stays = distributed.own_part(~np.isin(np.arange(added), trimmed), len(tally.scores()))
+                carried.remove(features.moments_of(~stays, carried.shift))
+                images = carried.count // examples
+                gaussian = Gaussian.fit(carried.copy(), self.config.epsilon)
+                tally = self._left_out(gaussian, features, images, frame, stays)
+            everyone = distributed.gathered(tally.scores())
+            tally = Tally([everyone], distributed.summed(tally.counts))
+            calibration = tally.calibration() if options.calibrate else None
         # Only now that all has gone well does the model change.
-        self.gaussian, self.moments, self.alignment = gaussian, carried, alignment
+        self.gaussian, self.alignment = gaussian, alignment
+        self.moments = carried if options.keep_moments or options.update else None
         self.calibration = self._joined(calibration) if options.update else calibration
         self.note_fit(images, options)
-        return FitResult(images)
+        return FitResult(images, scores if len(scores) else None, trimmed.tolist())
 
     def _joined(self, calibration: Calibration | None) -> Calibration | None:
         """The calibration so far together with that of further images, where there are both."""
@@ -139,29 +145,32 @@ class Padim(Detector):
             return self.calibration.joined(calibration)
         return calibration or self.calibration
 
-    def _can_keep(self, examples: int) -> bool:
-        """Whether the features of so many images, or tiles that share a model, may stay in memory."""
-        size = sum(4 * cells * channels for cells, channels in self._sizes())
-        return examples <= KEPT_IMAGES and examples * size <= KEPT_BYTES
-
-    def _calibrate(
-        self, gaussian: Gaussian, groups: Iterable[Sequence[Tensor]], count: int, frame: CommonFrame
-    ) -> Calibration | None:
-        """What groups of training images score, had each been left out of the fit to `count`.
+    def _left_out(
+        self,
+        gaussian: Gaussian,
+        groups: Iterable[Sequence[Tensor]],
+        images: int,
+        frame: CommonFrame,
+        stays: NDArray[np.bool_] | None = None,
+    ) -> Tally:
+        """What groups of training images score, had each been left out of the fit to so many; of those that stay.
 
         Of tiles that share a model, only the one that is scored is left out, not the others of its image.
         """
-        examples, tally = self.tiling.examples, Tally()
+        examples, tally, start = self.tiling.examples, Tally(), 0
         size = max(1, self.config.batch_size // examples) * examples
         for features in groups:
             for part in zip(*(level.split(size, dim=2) for level in features), strict=True):
-                distances = gaussian.leave_one_out_distances(part, count, self.config.epsilon)
-                tally.add(frame.masked(self._maps(distances).cpu().numpy()))
-        return Tally([distributed.gathered(tally.scores())], distributed.summed(tally.counts)).calibration()
+                distances = gaussian.leave_one_out_distances(part, images * examples, self.config.epsilon)
+                maps = self.filled(self._maps(distances), torch.nan).cpu().numpy()
+                counted = frame.masked(maps, start)
+                tally.add(counted if stays is None else counted[stays[start : start + len(maps)]])
+                start += len(maps)
+        return tally
 
     def forward(self, images: Tensor) -> Scores[Tensor]:
         """As `Detector.forward`."""
-        maps = self._maps(self._fitted().squared_distances(self._features(images)))
+        maps = self.filled(self._maps(self._fitted().squared_distances(self._features(images))), 0.0)
         return Scores(image_scores(maps), maps)
 
     @torch.no_grad()
@@ -181,7 +190,7 @@ class Padim(Detector):
 
     def _features(self, images: Tensor) -> list[Tensor]:
         """As `features`, of images on the device."""
-        tiles = [self._cells(self.selection(self.backbone(tile))) for tile in self.tiling.cut(images)]
+        tiles = [self._cells(self.selection(self.backbone(tile))) for tile in self.tiling.cut(self.painted(images))]
         if len(tiles) == 1:
             return tiles[0]
         if self.tiling.models > 1:
@@ -237,17 +246,3 @@ class Padim(Detector):
         self.gaussian = read_gaussian(tensors, self._sizes())
         self.moments = read_moments(tensors, self._sizes(), provenance.images * self.tiling.examples)
         self.to(self.device)
-
-
-def _common_mean(features: Sequence[Tensor]) -> list[Tensor]:
-    """The mean of the first images of all processes, `[cells_i, d_i, 1]`, from `[cells_i, d_i, n]` per level.
-
-    Raises:
-        PadimError: no process has an image.
-    """
-    count = distributed.total(features[0].shape[2])
-    if count == 0:
-        raise PadimError("a Gaussian needs at least two training images, there is none")
-    sums = [level.sum(dim=2, keepdim=True) for level in features]
-    distributed.sum_up(sums)
-    return [level / count for level in sums]

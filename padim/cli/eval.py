@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from padim.cli.command import USER_ERROR, Failures, Parser, command, progress_bars
-from padim.cli.evaluating import check_tests, evaluated, evaluation_table
+from padim.cli.evaluating import check_tests, evaluated, evaluation_tables, warn_of_crop
 from padim.cli.options import (
     add_data_option,
     add_folder_options,
@@ -17,11 +18,16 @@ from padim.cli.options import (
     add_report_option,
     add_scoring_options,
     add_strict_option,
+    add_verbose_option,
     category_from,
+    default_data,
     in_own_folders,
     pick_device,
 )
 from padim.errors import PadimError
+
+if TYPE_CHECKING:
+    from padim.data.items import Category
 
 
 def parser(prog: str = "padim-eval") -> Parser:
@@ -40,6 +46,7 @@ def parser(prog: str = "padim-eval") -> Parser:
     add_strict_option(result)
     add_rate_option(result, "as trained")
     add_report_option(result)
+    add_verbose_option(result)
     result.add_argument("--json", action="store_true", help="print one JSON object per category instead of the table")
     return result
 
@@ -56,21 +63,32 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-eval") -> in
     if in_own_folders(options) and len(names) > 1:
         raise PadimError(f"--test and --defect are for one model: pass --category with one of {', '.join(names)}")
 
+    options.detailed = options.verbose or len(names) == 1
     from padim.detectors.registry import load
 
     results: list[dict[str, Any]] = []
-    failures, device = Failures(), pick_device(options.device)
+    failures, device, cropped = Failures(), pick_device(options.device), False
     with progress_bars() as progress:
         for name in names:
             with failures.caught(name):
                 path = options.output / name / "model.safetensors"
                 model = load(path, weights=options.weights, device=device, precision=options.precision)
-                category = category_from(options, name)
+                category = _category(options, name)
                 check_tests(category, options)
-                results.append(evaluated(model, category, options, progress, options.batch_size))
+                results += evaluated(model, category, options, progress, options.batch_size)
+                cropped = cropped or warn_of_crop(model.config, category.name, category.test)
     if results and not options.json:
-        print(evaluation_table(results))
+        print(evaluation_tables(results, detailed=options.detailed))
     return USER_ERROR if failures.count else 0
+
+
+def _category(options: argparse.Namespace, name: str) -> Category:
+    """The test images: in the folders that the options name, or that the model was trained with, or in a data set."""
+    from padim.pipeline.remembered import own_category
+
+    if in_own_folders(options) or options.data != default_data():
+        return category_from(options, name)
+    return own_category(options.output / name) or category_from(options, name)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from padim.cli.command import USER_ERROR, Parser, command, progress_bars
 from padim.cli.options import (
@@ -19,7 +17,9 @@ from padim.cli.options import (
     finite,
     pick_device,
 )
-from padim.errors import ImageError, PadimError
+from padim.cli.results import Results, coloured
+from padim.data.items import SUFFIXES
+from padim.errors import PadimError
 
 if TYPE_CHECKING:
     from padim.calibration import Thresholds
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from padim.system.progress import OnProgress
 
     Predict = Callable[[Sequence[Item], OnProgress], Generator[Prediction]]
-
-log = logging.getLogger(__name__)
 
 
 def parser(prog: str = "padim-predict") -> Parser:
@@ -44,7 +42,14 @@ def parser(prog: str = "padim-predict") -> Parser:
     result.add_argument(
         "--model", type=Path, required=True, metavar="FILE", help="what padim-train or padim-export wrote"
     )
-    result.add_argument("--out", type=Path, metavar="DIR", help="folder of the pictures (default: no pictures)")
+    result.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the pictures, or the picture of a single image (default: no pictures)",
+    )
+    result.add_argument("--sort", type=Path, metavar="DIR", help="link the images into DIR/normal and DIR/anomalous")
+    result.add_argument("--csv", type=Path, metavar="FILE", help="also write a table with a row per image")
     threshold = result.add_mutually_exclusive_group()
     add_rate_option(threshold, "as trained")
     threshold.add_argument(
@@ -101,6 +106,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-predict") ->
         raise PadimError("--record and --settle are for --watch DIR")
     if not options.out and (options.panel or options.raw or options.range):
         raise PadimError("--panel, --raw and --range are for pictures: say where with --out DIR")
+    if options.watch and (options.csv or _is_picture(options.out)):
+        raise PadimError("a stream never ends: --csv and a picture as --out are for images that are named")
     return _watch(options) if options.watch else _predict(options)
 
 
@@ -109,26 +116,26 @@ def _predict(options: argparse.Namespace) -> int:
     from padim.data.items import Item, collect_images
     from padim.data.layouts import find_mask
 
-    names = collect_images(options.inputs, exclude=options.out)
+    names = collect_images(options.inputs, *_result_folders(options))
+    if _is_picture(options.out) and len(names) > 1:
+        raise PadimError(f"--out {options.out} names one picture, and there are {len(names)} images: name a folder")
     items = [Item(path, mask=find_mask(path) if options.panel else None) for path in names]
-    predict, pictures = _prepared(options)
-    scored, failed, skipped = 0, 0, 0
+    predict, results = _prepared(options)
     with progress_bars() as progress:
         for prediction in predict(items, progress):
-            if isinstance(prediction.problem, ImageError):  # which was said when it was read
-                skipped += 1
-                continue
-            line = _line(prediction, pictures, names[prediction.path])
-            print(json.dumps(line), flush=True)
-            scored += 1
-            if "error" in line:
-                log.error("%s", line["error"])
-                failed += 1
-    if not scored:
-        raise PadimError("none of the images could be read")
-    if skipped:
-        log.warning("%d of %d images were skipped", skipped, len(items))
-    return USER_ERROR if failed else 0
+            results.add(prediction, names[prediction.path])
+    results.close()
+    return USER_ERROR if results.failed else 0
+
+
+def _result_folders(options: argparse.Namespace) -> list[Path]:
+    """The folders of results, whose images are none to score."""
+    return [folder for folder in (options.out, options.sort) if folder and not _is_picture(folder)]
+
+
+def _is_picture(path: Path | None) -> bool:
+    """Whether an output is the file of a picture rather than a folder."""
+    return path is not None and path.suffix.lower() in SUFFIXES and not path.is_dir()
 
 
 def _watch(options: argparse.Namespace) -> int:
@@ -137,38 +144,28 @@ def _watch(options: argparse.Namespace) -> int:
     from padim.system.progress import silent
     from padim.system.signals import stop_requests
 
-    watch = Watch(options.watch, 1.0 if options.settle is None else options.settle, options.out)
-    predict, pictures = _prepared(options)
+    watch = Watch(options.watch, 1.0 if options.settle is None else options.settle, *_result_folders(options))
+    predict, results = _prepared(options)
     path = options.record or (options.out or options.watch) / "watched.jsonl"
     with Record(path) as record, stop_requests() as stop:
         if record:
             print(f"{len(record)} images are in {path} and not scored again", file=sys.stderr)
         for prediction, stamp in follow(watch, record, lambda items: predict(items, silent), stop):
             name = watch.name(prediction.path)
-            line = _line(prediction, pictures, Path(name)) | {"name": name} | stamp._asdict()
-            print(json.dumps(line), flush=True)
+            line = results.line(prediction, Path(name)) | {"name": name} | stamp._asdict()
+            print(coloured(line), flush=True)
             record.add(line)
     return 0
 
 
-def _line(prediction: Prediction, pictures: Pictures | None, name: Path) -> dict[str, Any]:
-    """What is said of an image, once its pictures are written under its name."""
-    line = prediction.summary()
-    sample, anomaly_map, seen = prediction.sample, prediction.anomaly_map, prediction.seen
-    if pictures and sample and anomaly_map is not None and seen:
-        try:
-            line |= pictures.write(name, sample, anomaly_map, seen, prediction.part)
-        except PadimError as error:  # the verdict holds, and the other images are scored all the same
-            line["error"] = str(error)
-    return line
-
-
-def _prepared(options: argparse.Namespace) -> tuple[Predict, Pictures | None]:
-    """What predicts, and what draws, as the options ask for."""
+def _prepared(options: argparse.Namespace) -> tuple[Predict, Results]:
+    """What predicts, and what becomes of the predictions, as the options ask for."""
     from padim.pipeline.predict import predict
 
     scorer = _scorer(options)
     thresholds = _thresholds(options, scorer)
+    if options.sort and thresholds.threshold is None:
+        raise PadimError(f"--sort: {options.model} gives no verdicts, it has no calibration: pass --threshold SCORE")
     pictures = _pictures(options, scorer, thresholds)
 
     def predicted(items: Sequence[Item], progress: OnProgress) -> Generator[Prediction]:
@@ -183,7 +180,7 @@ def _prepared(options: argparse.Namespace) -> tuple[Predict, Pictures | None]:
             progress=progress,
         )
 
-    return predicted, pictures
+    return predicted, Results(options, pictures)
 
 
 def _scorer(options: argparse.Namespace) -> Scorer:
@@ -216,14 +213,16 @@ def _pictures(options: argparse.Namespace, scorer: Scorer, thresholds: Threshold
 
     if not scorer.has_maps:
         raise PadimError(f"{options.model} scores whole images and has no maps to draw: omit --out")
-    check_writable(options.out)
+    single = options.out if _is_picture(options.out) else None
+    folder = options.out.parent if single else options.out
+    check_writable(folder)
     scale = ColourScale.about(thresholds.threshold, scorer.dimensions)
     return Pictures(
-        options.out,
+        folder,
         ColourScale(*options.range) if options.range else scale,
-        thresholds.pixel_threshold,
         options.panel,
         options.raw,
+        single,
     )
 
 

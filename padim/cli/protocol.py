@@ -100,6 +100,11 @@ def given_fields(options: argparse.Namespace, method: str) -> dict[str, Any]:
     return given | {"resize": (options.size[0], options.size[-1]), "crop": ()}
 
 
+def asks_for_size(options: argparse.Namespace) -> bool:
+    """Whether the options say how large images are, by themselves or by a preset or file."""
+    return any((options.preset, options.config, options.size, options.resize, options.crop is not None))
+
+
 def config_from(options: argparse.Namespace) -> BaseConfig:
     """The configuration that the options ask for: command line over file over default.
 

@@ -6,12 +6,12 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from padim.cli.command import USER_ERROR, Failures, Parser, command, progress_bars
-from padim.cli.evaluating import check_tests, evaluated, evaluation_table
+from padim.cli.evaluating import check_tests, evaluated, evaluation_tables
 from padim.cli.options import (
     add_data_option,
     add_folder_options,
@@ -20,6 +20,7 @@ from padim.cli.options import (
     add_rate_option,
     add_report_option,
     add_strict_option,
+    add_verbose_option,
     category_from,
     in_own_folders,
     pick_device,
@@ -31,10 +32,12 @@ from padim.cli.protocol import (
     add_field_options,
     add_size_option,
     add_source_options,
+    asks_for_size,
     config_from,
     given_fields,
     method_of,
 )
+from padim.cli.training import say_summary, say_what_is_seen
 from padim.config import FALSE_ALARM_RATE, BaseConfig, Config
 from padim.cutpaste.config import CutPasteConfig
 from padim.detectors.options import FitOptions
@@ -72,6 +75,7 @@ def parser(prog: str = "padim-train", method: str = Config.method) -> Parser:
     result.add_argument("--eval", action="store_true", help="evaluate each model as padim-eval does, in the same run")
     add_report_option(result, "implies --eval; ")
     add_strict_option(result)
+    add_verbose_option(result)
     result.add_argument(
         "--json", action="store_true", help="print the summary as JSON, one object per category, and one per evaluation"
     )
@@ -114,6 +118,13 @@ def _add_fit_options(group: argparse._ActionsContainer, method: str) -> None:
             metavar="FILE",
             help="model with moments that takes in the images; the result is written like a new model",
         )
+    if "ignore" not in refused:
+        group.add_argument(
+            "--ignore",
+            type=Path,
+            metavar="MASK",
+            help="picture of the size of the training images; fit and scores ignore the pixels above 0 in it",
+        )
     if "resume" not in refused:
         group.add_argument(
             "--checkpoint-steps", type=positive, default=50, metavar="K", help="steps between checkpoints (default: 50)"
@@ -136,16 +147,17 @@ def _add_fit_options(group: argparse._ActionsContainer, method: str) -> None:
 def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> int:
     """Run the command; returns its exit code."""
     options = _parsed(sys.argv[1:] if arguments is None else arguments, prog)
+    options.eval = options.eval or options.report
     update: Path | None = getattr(options, "update", None)
-    config = _updated_config(options) if update else config_from(options)
+    config = _config(options)
     looks = options.print_config or options.dry_run or getattr(options, "show_augmentations", None)
     if options.align == AUTO and looks:
         raise PadimError("--align auto is decided by a training: to look ahead, take none, shift or rotate")
     if options.print_config:
         print(config.to_toml(), end="")
         return 0
-    options.eval = options.eval or options.report
     names = _names(options)
+    options.detailed = options.verbose or len(names) == 1
     if options.dry_run:
         return _each(names, lambda name: _estimated(category_from(options, name), config, options))
     if getattr(options, "show_augmentations", None):
@@ -160,6 +172,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
     fit_options = _fit_options(options)
     detector_class(config.method).check(fit_options)
     evaluations: list[dict[str, Any]] = []
+    cropped = False
     with connected(device), progress_bars(quiet=rank() > 0) as progress:
         failures = Failures(fatal=processes() > 1)  # where the other processes would wait for this one
         categories = _categories(names, options, failures)
@@ -184,13 +197,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
                 )
                 if rank() > 0:  # the first process has all that there is to say
                     continue
-                summary = trained.summary()
-                _warn_of_rate(summary, options.false_alarm_rate)
-                print(json.dumps(summary) if options.json else _readable(summary), flush=True)
+                cropped = say_what_is_seen(category, aligned, options, again=cropped)
+                say_summary(trained.summary(), options)
                 if options.eval:
-                    evaluations.append(evaluated(trained.detector, category, options, progress))
+                    evaluations += evaluated(trained.detector, category, options, progress)
     if evaluations and not options.json:
-        print(evaluation_table(evaluations))
+        print(evaluation_tables(evaluations, detailed=options.detailed))
     return USER_ERROR if failures.count else 0
 
 
@@ -220,6 +232,7 @@ def _fit_options(options: argparse.Namespace) -> FitOptions:
     return FitOptions(
         false_alarm_rate=options.false_alarm_rate,
         calibrate=not options.no_calibration,
+        ignore=given.get("ignore"),
         keep_moments=given.get("keep_moments", FitOptions.keep_moments),
         update=given.get("update") is not None,
         embed_backbone=not given.get("no_embed_backbone", False),
@@ -228,6 +241,19 @@ def _fit_options(options: argparse.Namespace) -> FitOptions:
         resume=given.get("resume", FitOptions.resume),
         workers=options.workers,
     )
+
+
+def _config(options: argparse.Namespace) -> BaseConfig:
+    """The configuration that the options ask for; images of one's own keep their proportions, unless they say else."""
+    if getattr(options, "update", None):
+        return _updated_config(options)
+    config = config_from(options)
+    if not options.normal or asks_for_size(options):
+        return config
+    from padim.pipeline.size import in_own_proportions
+
+    (name,) = _names(options)
+    return in_own_proportions(config, category_from(options, name).train)
 
 
 def _updated_config(options: argparse.Namespace) -> BaseConfig:
@@ -240,6 +266,8 @@ def _updated_config(options: argparse.Namespace) -> BaseConfig:
     from padim.storage.modelfile import has_moments
 
     given = given_fields(options, options.method or Config.method)
+    if options.ignore:
+        raise PadimError(f"--update keeps the pixels that {options.update} ignores: omit --ignore")
     if given or options.config or options.preset or options.method or options.align:
         raise PadimError(f"--update keeps the configuration of {options.update}: omit the options of another one")
     if len(options.category) > 1 or "all" in options.category:
@@ -338,35 +366,6 @@ def _augmentations(category: Category, config: BaseConfig, options: argparse.Nam
     path: Path = options.output / category.name / "augmentations.png"
     save_contact_sheet(path, rows)
     return path
-
-
-def _warn_of_rate(summary: Mapping[str, Any], asked: float | None) -> None:
-    """Say that the images are too few for the rate that was asked for, where they are."""
-    rate = summary["false_alarm_rate"]
-    if asked and rate and rate > asked:
-        log.warning(
-            "%s: %d images support a false-alarm rate of %.3g and more, which is taken instead of %g",
-            *(summary["category"], summary["images"], rate, asked),
-        )
-
-
-def _readable(summary: Mapping[str, Any]) -> str:
-    skipped = f", {summary['skipped']} skipped" if summary["skipped"] else ""
-    threshold = ", no threshold"
-    if summary["threshold"] is not None:
-        threshold = (
-            f", threshold {summary['threshold']:.4f} for a false-alarm rate of {summary['false_alarm_rate']:.3g}"
-        )
-    poses = ""
-    if summary["poses"]:
-        low, high = summary["poses"]["angle"]
-        far = max(map(abs, summary["poses"]["shift_x"] + summary["poses"]["shift_y"]))
-        poses = f", parts at {low:.0f} to {high:.0f} degrees and shifted by up to {far:.0f} pixels"
-    return (
-        f"{summary['category']}: {summary['images']} images{skipped} in {summary['seconds']:.1f} s"
-        f" ({summary['images_per_second']:.1f} images/s), peak memory {summary['peak_memory_bytes'] / 1e6:.0f} MB,"
-        f" {summary['model']} ({summary['model_bytes'] / 1e6:.0f} MB){threshold}{poses}"
-    )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ class CutPasteConfig(BaseConfig):
     method = "cutpaste"
     refused = {  # noqa: RUF012 (a ClassVar there)
         "update": "cutpaste can't take in more images: train it again with all of them",
+        "ignore": "cutpaste scores whole images, and has no pixels to ignore",
         "keep_moments": "cutpaste has no moments: train it again with all images",
         "embed_backbone": "the network is trained, so its weights are nowhere else",
     }

@@ -82,7 +82,7 @@ def train(
     if tested:
         figures |= {"best_test_auroc": best.auroc, "last_test_auroc": tested[-1]}
     history = [dataclasses.asdict(row.step) | {"test_auroc": row.test_auroc} for row in checkpoint.steps]
-    return FitResult(len(images), figures, history)
+    return FitResult(len(images), figures=figures, history=history)
 
 
 def _resume(run: Training, checkpoint: Checkpoint) -> BestWeights:

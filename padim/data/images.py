@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, features
+from PIL import ExifTags, Image, ImageOps, features
 
 from padim.errors import ImageError, first_line
 
@@ -51,15 +53,33 @@ def read_mask(path: Path) -> Image.Image:
     return mask.convert("L").point([0] + [255] * 255)
 
 
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image, upright as its EXIF says, from the beginning of the file alone.
+
+    Raises:
+        ImageError: the file can't be read.
+    """
+    with _opened(path) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else image.size
+
+
 def _open(path: Path) -> Image.Image:
+    with _opened(path) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image whose pixels are not read yet; what is wrong with it within becomes an ImageError."""
     if not os.path.isfile(path) and os.path.exists(path):  # a pipe would be waited for; any name has an answer
         raise ImageError(f"{path} is not a regular file")
     try:
         with Image.open(path, formats=FORMATS) as image:
             if max(image.size) > MAX_ASPECT * min(image.size):
                 raise ValueError(f"{image.width} x {image.height} pixels are too long and narrow to resize")
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return image
+            yield image
     except Exception as error:  # a damaged file can fail anywhere in Pillow's readers
         raise ImageError(f"can't read the image {path}: {first_line(error)}") from error

@@ -44,6 +44,7 @@ class Sample:
         item: what it is and where it came from.
         image: RGB, uint8, `[h, w, 3]`.
         mask: where it is defective, bool `[h, w]`; None where there is no ground truth.
+        outside: whether all of the ground truth lies where the transform crops.
         size: width and height of the image before the transform.
         original: that image, where the loader was asked to keep it.
     """
@@ -51,6 +52,7 @@ class Sample:
     item: Item
     image: NDArray[np.uint8]
     mask: NDArray[np.bool_] | None
+    outside: bool
     size: tuple[int, int]
     original: Image.Image | None
 
@@ -131,17 +133,17 @@ class ImageLoader:
         image = read_image(item.path)
         transform = self.transform.posed(item.path)
         pixels = np.array(transform.image(image))
-        mask, problem = None, None
+        mask, outside, problem = None, False, None
         try:
-            mask = self._mask(item, image, transform)
+            mask, outside = self._mask(item, image, transform)
         except ImageError as error:
             problem = error
-        return Sample(item, pixels, mask, image.size, image if self.keep_originals else None), problem
+        return Sample(item, pixels, mask, outside, image.size, image if self.keep_originals else None), problem
 
-    def _mask(self, item: Item, image: Image.Image, transform: Transform) -> NDArray[np.bool_] | None:
-        """Where the item is defective, as the backbone sees it."""
+    def _mask(self, item: Item, image: Image.Image, transform: Transform) -> tuple[NDArray[np.bool_] | None, bool]:
+        """Where the item is defective, as the backbone sees it, and whether all of that is cropped."""
         if item.mask is None:
-            return np.zeros(transform.size, dtype=bool) if item.defect == GOOD else None
+            return np.zeros(transform.size, dtype=bool) if item.defect == GOOD else None, False
         if not os.path.isfile(item.mask):
             raise ImageError(f"no mask for {item.path}: expected {item.mask}")
         mask = read_mask(item.mask)
@@ -149,7 +151,9 @@ class ImageLoader:
             raise ImageError(
                 f"the mask {item.mask} is {mask.width} x {mask.height} pixels, another shape than its image"
             )
-        return np.asarray(transform.mask(mask)) > 0
+        pixels = np.asarray(transform.mask(mask)) > 0
+        cropped = not pixels.any() and not mask.crop(transform.seen(*mask.size)).getbbox()  # nor too small to be left
+        return pixels, cropped and mask.getbbox() is not None
 
     def _result(self, item: Item, future: Future[tuple[Sample, ImageError | None]]) -> Sample | None:
         try:

@@ -8,9 +8,10 @@
 
 n is free. The metadata has one entry, `padim`: a JSON object of `version` (1), `config` and `about`
 as in the model file, `dimensions`, of the space of the distances, `calibration`, the scores and pixel
-quantiles of `padim.calibration`, or null, and `alignment`, what moves images into the model's frame before they enter
-the graph (`padim.poses.alignment`), or null. Tensors beyond what one ONNX file can hold, 2 GiB, lie in a second
-one beside it, which bears its name, a digest and `.data`.
+quantiles of `padim.calibration`, or null, `alignment`, what moves images into the model's frame before they enter
+the graph (`padim.poses.alignment`), or null, and `ignored`, the bits of the pixels that scores do not depend on, in
+base64, or null; the graph paints these pixels over, and its maps are 0 there. Tensors beyond what one ONNX file can
+hold, 2 GiB, lie in a second one beside it, which bears its name, a digest and `.data`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import json
 import logging
 import re
 import warnings
+from base64 import b64encode
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,7 +176,12 @@ def _header(model: Detector) -> dict[str, object]:
         "dimensions": model.dimensions,
         "calibration": calibration,
         "alignment": model.alignment and model.alignment.to_dict(),
+        "ignored": None if model.ignored is None else _bits(model.ignored),
     }
+
+
+def _bits(mask: Tensor) -> str:
+    return b64encode(np.packbits(mask.cpu().numpy()).tobytes()).decode()
 
 
 def _difference(model: Detector, path: Path, images: Tensor) -> float:
@@ -186,5 +193,5 @@ def _difference(model: Detector, path: Path, images: Tensor) -> float:
         expected, found = model.score_in_frame(pixels), runtime.score_in_frame(pixels)
         for ours, theirs in ((expected.images, found.images), (expected.maps, found.maps)):
             if ours is not None and theirs is not None:
-                differences.append(float(np.abs(theirs - ours).max() / np.abs(ours).max()))
+                differences.append(float(np.nanmax(np.abs(theirs - ours)) / np.nanmax(np.abs(ours))))
     return max(differences)

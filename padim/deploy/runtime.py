@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from base64 import b64decode
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,7 @@ class Runtime:
         dimensions: of the space of the distances.
         calibration: what normal images score, where that is known.
         alignment: the common frame that images are moved into, if the model has one.
+        ignored: the pixels `[h, w]` that scores do not depend on, if there are some.
     """
 
     session: Any
@@ -47,6 +50,7 @@ class Runtime:
     dimensions: int
     calibration: Calibration | None
     alignment: Alignment | None
+    ignored: NDArray[np.bool_] | None
 
     @classmethod
     def load(cls, path: Path | str, threads: int = 0) -> Runtime:
@@ -123,7 +127,10 @@ class Runtime:
             raise PadimError(f"the model can't score these images: {first_line(error)}") from error
         if not usable:
             raise PadimError("the scores are not finite, or not one per image: export the model again")
-        return Scores(found["scores"], found.get("maps"))
+        maps = found.get("maps")
+        if maps is not None and self.ignored is not None:
+            maps = np.where(self.ignored, np.float32(np.nan), maps)
+        return Scores(found["scores"], maps)
 
     def score_image(self, image: Image.Image) -> Scores[NDArray[np.float32]]:
         """The score `[1]` and the map `[1, h, w]` of one RGB image of any size."""
@@ -168,6 +175,10 @@ def _parsed(header: dict[str, Any]) -> dict[str, Any]:
         from padim.poses.alignment import Alignment  # which takes SciPy
 
         alignment = Alignment.from_dict(header["alignment"], *config.image_size)
+    ignored = header.get("ignored")  # exports of earlier versions have none
+    if ignored is not None:
+        ignored = np.unpackbits(np.frombuffer(b64decode(ignored), dtype=np.uint8))[: math.prod(config.image_size)]
+        ignored = ignored.reshape(config.image_size).astype(bool)
     dimensions = int(header["dimensions"])
     if not 0 < dimensions < 2**31:
         raise ValueError("dimensions")
@@ -177,4 +188,5 @@ def _parsed(header: dict[str, Any]) -> dict[str, Any]:
         "dimensions": dimensions,
         "calibration": calibration,
         "alignment": alignment,
+        "ignored": ignored,
     }

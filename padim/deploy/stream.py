@@ -109,17 +109,17 @@ class Watch:
     whoever writes it need not be ours, so only changes count.
     """
 
-    def __init__(self, folder: Path, settle: float, exclude: Path | None = None) -> None:
-        """Images in `folder`, but for those below `exclude`; `settle` is the while, in seconds.
+    def __init__(self, folder: Path, settle: float, *exclude: Path) -> None:
+        """Images in `folder`, but for those below folders of results; `settle` is the while, in seconds.
 
         Raises:
             PadimError: there is no such folder, or it is the excluded one.
         """
         if not folder.is_dir():
             raise PadimError(f"there is no folder {folder}")
-        self._exclude = real(exclude) if exclude else None
-        if self._exclude == real(folder):
-            raise PadimError(f"{folder} is where the results go: choose another folder for them with --out")
+        if real(folder) in map(real, exclude):
+            raise PadimError(f"{folder} is where the results go: choose another folder for them")
+        self._exclude = exclude
         self.folder, self.settle = folder, settle
         self._unfinished: dict[Path, tuple[Stamp, float]] = {}
 
@@ -132,7 +132,7 @@ class Watch:
         now = time.monotonic()
         before, self._unfinished = self._unfinished, {}
         found: dict[Path, Stamp] = {}
-        for path in images_below(self.folder, self._exclude):
+        for path in images_below(self.folder, *self._exclude):
             try:
                 status = os.stat(path)
             except OSError:  # gone again

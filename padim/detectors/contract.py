@@ -34,6 +34,10 @@ _UNFITTED = Provenance(
 )
 
 
+# What stands for pixels that are ignored; nearly ImageNet's mean.
+_GREY = 116
+
+
 class Detector(nn.Module, ABC):
     """The common part of the methods.
 
@@ -47,11 +51,13 @@ class Detector(nn.Module, ABC):
         provenance: where it comes from.
         calibration: what normal images score, once fitted and where that is known.
         alignment: the common frame that images are moved into, once fitted and where the configuration has one.
+        ignored: the pixels `[h, w]` that neither fit nor scores may depend on, where there are some: see `ignore`.
     """
 
     configuration: ClassVar[type[BaseConfig]]
     has_maps: ClassVar[bool]
     config: BaseConfig
+    ignored: Tensor | None
 
     def __init__(
         self,
@@ -74,6 +80,7 @@ class Detector(nn.Module, ABC):
         super().__init__()
         self.config = config or self.configuration()
         self.register_buffer("_placed", torch.empty(0, device=find_device(device)), persistent=False)
+        self.register_buffer("ignored", None, persistent=False)
         self.provenance = _UNFITTED
         self.calibration: Calibration | None = None
         self.alignment: Alignment | None = None
@@ -82,6 +89,28 @@ class Detector(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where it computes."""
         return self.get_buffer("_placed").device
+
+    def ignore(self, mask: NDArray[np.bool_]) -> None:
+        """Make fit and scores independent of the pixels of a mask `[h, w]`, which are painted over.
+
+        Raises:
+            PadimError: the method or the configuration does not allow it, or the mask marks nothing or everything.
+        """
+        if not self.has_maps or self.config.align != "none" or self.config.rotation:
+            raise PadimError("pixels can be ignored by methods with anomaly maps, and where --align moves no image")
+        if mask.shape != self.config.image_size or mask.all() or not mask.any():
+            raise PadimError("the mask of pixels to ignore marks nothing or everything of what the model sees")
+        self.ignored = torch.tensor(mask, device=self.device)
+
+    def painted(self, images: Tensor) -> Tensor:
+        """Images `[n, 3, h, w]` with grey in place of the ignored pixels."""
+        if self.ignored is None:
+            return images
+        return images.masked_fill(self.ignored, _GREY if images.dtype == torch.uint8 else _GREY / 255)
+
+    def filled(self, maps: Tensor, value: float) -> Tensor:
+        """Maps `[n, h, w]` with a value in place of the ignored pixels."""
+        return maps if self.ignored is None else maps.masked_fill(self.ignored, value)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002 (torch's own name)
         """Stay in evaluation mode: a detector learns by `fit` alone."""
@@ -175,7 +204,9 @@ class Detector(nn.Module, ABC):
         values = scores.images if scores.maps is None else scores.maps
         if not bool(values.isfinite().all()):
             raise PadimError("the scores are not finite: score with --precision fp32 or bf16")
-        return scores
+        if scores.maps is None:
+            return scores
+        return scores._replace(maps=self.filled(scores.maps, torch.nan))
 
     def score_pixels(self, pixels: NDArray[np.uint8]) -> Scores[NDArray[np.float32]]:
         """The scores of RGB images `[n, h, w, 3]`, as `score`, in NumPy."""
@@ -215,6 +246,8 @@ class Detector(nn.Module, ABC):
                 tensors["normal.pixels"] = torch.from_numpy(self.calibration.pixels)
         if self.alignment:
             tensors |= _alignment_tensors(self.alignment)
+        if self.ignored is not None:
+            tensors["ignored"] = self.ignored.to(torch.uint8)
         modelfile.write(Path(path), tensors, self.config, self.provenance)
 
     @classmethod
@@ -240,6 +273,8 @@ class Detector(nn.Module, ABC):
             detector.restore(tensors, provenance)
             detector.calibration = _calibration(tensors, provenance.images)
             detector.alignment = _alignment(tensors, config, provenance.images)
+            if "ignored" in tensors:
+                detector.ignore(take(tensors, "ignored", *config.image_size, dtypes=(torch.uint8,)).bool().numpy())
         except PadimError as error:
             raise PadimError(f"{path}: {error}") from error
         detector.provenance = provenance

@@ -38,7 +38,6 @@ class CommonFrame:
         self._config, self._is_new, self.alignment = config, earlier is None, earlier
         self._kept = 0  # images in the mean that is the reference
         self._parts: list[PartPose] = []
-        self._masked = 0
 
     def images(self, batches: Batches) -> Iterator[Tensor]:
         """The images of the batches in the frame, `[n, 3, h, w]`."""
@@ -46,7 +45,7 @@ class CommonFrame:
         return images if self._config.align == "none" else self._moved(images)
 
     def _moved(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
-        self._parts, self._masked = [], 0
+        self._parts = []
         pixels, held = map(self._pixels, images), list[Pixels]()
         if self.alignment is None:
             held += _first(pixels)
@@ -105,13 +104,11 @@ class CommonFrame:
         )
         return self.alignment
 
-    def masked(self, maps: Floats) -> Floats:
-        """Maps `[n, h, w]` of the next n images of the pass, NaN at the positions that don't count."""
+    def masked(self, maps: Floats, start: int) -> Floats:
+        """Maps `[n, h, w]` of n images of the pass from number `start` on, NaN at the positions that don't count."""
         if self.alignment is None:
             return maps
-        parts = self._parts[self._masked : self._masked + len(maps)]
-        self._masked += len(maps)
-        return self.alignment.masked(maps, parts)
+        return self.alignment.masked(maps, self._parts[start : start + len(maps)])
 
 
 def _first(pixels: Iterator[Pixels]) -> Iterator[Pixels]:

@@ -23,8 +23,8 @@ class Scores(NamedTuple, Generic[Array]):
 
     Attributes:
         images: image scores `[n]`.
-        maps: anomaly maps `[n, h, w]`, one value per pixel of the images, NaN where an aligned model has not seen
-            enough; None from a detector that scores whole images only.
+        maps: anomaly maps `[n, h, w]`, one value per pixel of the images, NaN for pixels that are ignored and where
+            an aligned model has not seen enough; None from a detector that scores whole images only.
         embeddings: `[n, d]`, from a detector that compares whole images by them.
         parts: how the parts lie in the images, from a model that aligns them.
     """

@@ -83,6 +83,12 @@ class Moments:
         for own, more in zip(self.sums(), other.sums(), strict=True):
             own += more
 
+    def remove(self, other: Moments) -> None:
+        """Take away the moments of images that were added, about the same shift."""
+        self.count -= other.count
+        for own, less in zip(self.sums(), other.sums(), strict=True):
+            own -= less
+
     def sums(self) -> list[Tensor]:
         """The tensors that are added up when moments merge, beside the count."""
         return [*self.total, *(block for row in self.second for block in row)]

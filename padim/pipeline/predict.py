@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from padim.calibration import Thresholds
+from padim.calibration import Thresholds, shortest
 from padim.data.items import Item, collect_images
 from padim.data.loader import ImageLoader, Sample, batched
 from padim.data.transform import Box, Transform
@@ -34,6 +34,7 @@ class Prediction:
         path: the image.
         thresholds: what is anomalous.
         score: its image score; None if there is a `problem` with the image.
+        p_value: the probability of a fresh normal image to score as high; None without a calibration.
         regions: where it is anomalous, if it is; None from a detector without maps.
         part: how the part lies in what the network sees of the image, from a model that aligns them.
         seen: what the network sees of the image, in pixels.
@@ -45,6 +46,7 @@ class Prediction:
     path: Path
     thresholds: Thresholds
     score: float | None = None
+    p_value: float | None = None
     regions: Sequence[Region] | None = None
     part: PartPose | None = None
     seen: Box | None = None
@@ -65,7 +67,7 @@ class Prediction:
         line: dict[str, Any] = {"path": str(self.path), "verdict": self.verdict}
         if self.problem:
             return line | {"error": str(self.problem)}
-        line["score"] = self.score
+        line |= {"score": self.score, "p_value": self.p_value and round(self.p_value, 6)}
         line |= {name: getattr(self.thresholds, name) for name in ("threshold", "false_alarm_rate")}
         if self.part and self.sample and self.seen:
             height, width = self.sample.image.shape[:2]
@@ -134,7 +136,9 @@ def _predicted(
         return
     for index, sample in enumerate(batch):
         seen, part = transform.seen(*sample.size), None if parts is None else parts[index]
-        plain = Prediction(sample.item.path, thresholds, float(scores[index]), part=part, seen=seen, sample=sample)
+        score = shortest(scores[index])
+        p_value = scorer.calibration.p_value(score) if scorer.calibration else None
+        plain = Prediction(sample.item.path, thresholds, score, p_value, part=part, seen=seen, sample=sample)
         yield plain if maps is None else _with_map(plain, maps[index], seen)
 
 

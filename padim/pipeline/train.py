@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from padim.calibration import Thresholds
+from padim.calibration import Thresholds, outlying, shortest
 from padim.config import BaseConfig
 from padim.data.items import Category, Item
 from padim.data.layouts import EXPECTED
@@ -21,8 +22,8 @@ from padim.data.transform import Transform
 from padim.detectors.contract import Detector
 from padim.detectors.options import FitOptions, FitResult
 from padim.detectors.registry import load, model_config, new_detector
-from padim.errors import PadimError
-from padim.pipeline.align import check_rigid
+from padim.errors import ImageError, PadimError
+from padim.pipeline.size import check_rigid, ignored_pixels
 from padim.storage.files import check_writable, write_json
 from padim.system import distributed
 from padim.system.machine import peak_memory
@@ -55,6 +56,9 @@ class TrainResult:
         fit: what the fit found.
         added: how many images it took in; fewer than it knows after an update.
         skipped: how many images could not be used.
+        folders: the folders of one's own that the images are in, see `Category`.
+        unusual: the images that score far higher than the others when they are left out, with these scores.
+        trimmed: the images that the fit has left out.
         thresholds: what is anomalous.
         taken: time and memory.
     """
@@ -65,6 +69,9 @@ class TrainResult:
     fit: FitResult
     added: int
     skipped: int
+    folders: Mapping[str, Path]
+    unusual: Mapping[Path, float]
+    trimmed: Sequence[Path]
     thresholds: Thresholds
     taken: Resources
 
@@ -83,6 +90,9 @@ class TrainResult:
             "model_bytes": self.path.stat().st_size if self.path else None,
             "device": self.taken.device,
             "poses": self.detector.alignment and self.detector.alignment.summary(),
+            "unusual": [{"path": str(path), "score": score} for path, score in self.unusual.items()],
+            "trimmed": [*map(str, self.trimmed)],
+            "folders": {use: str(folder) for use, folder in self.folders.items()},
         }
 
 
@@ -129,7 +139,7 @@ def train_category(
         check_writable(folder)
     config = model_config(update_from) if update_from else config
     if not update_from:
-        check_rigid(category.train, config)
+        check_rigid(config, category.train)
     transform = Transform.of(config)
     loader = ImageLoader(distributed.share(category.train), transform, workers=options.workers, strict=strict)
     loader.start()  # while the network is built
@@ -137,12 +147,15 @@ def train_category(
         detector = load(update_from, weights=weights, device=device)
     else:
         detector = make(config, weights=weights, device=device)
+    if options.ignore:
+        detector.ignore(ignored_pixels(options.ignore, category.train, transform))
     earlier = detector.provenance.images
     options = dataclasses.replace(options, category=category.name, folder=folder, update=update_from is not None)
     held_out = ImageLoader(tests, transform, workers=options.workers, strict=strict)
     batches = LoaderBatches(loader, category.name, config, progress)
     fit = detector.fit(batches, options, tests=_labelled(held_out, config.batch_size), progress=progress)
     skipped = distributed.total(loader.skipped)
+    scored, trimmed = _scored_images(category.train, loader.failures, fit)
     path = None
     if folder and distributed.rank() == 0:
         path = folder / "model.safetensors"
@@ -151,7 +164,10 @@ def train_category(
     if path and options.storage != "fp32":  # which rounds: what is given back is what was written
         detector = load(path, weights=weights, device=device)
     thresholds = Thresholds.calibrated(detector.calibration, detector.provenance.false_alarm_rate)
-    result = TrainResult(detector, category.name, path, fit, fit.images - earlier, skipped, thresholds, taken)
+    added, folders = fit.images - earlier, category.folders
+    result = TrainResult(
+        detector, category.name, path, fit, added, skipped, folders, scored, trimmed, thresholds, taken
+    )
     if folder and path:
         write_json(folder / "train.json", result.summary() | {"config": config.to_dict()})
         if fit.history:
@@ -159,6 +175,20 @@ def train_category(
 
             save_figure(folder, "training", training_figure(fit.history))
     return result
+
+
+def _scored_images(
+    items: Sequence[Item], failures: Mapping[Path, ImageError], fit: FitResult
+) -> tuple[dict[Path, float], list[Path]]:
+    """The training images that stood out when they were left out of the fit, and those that were trimmed."""
+    own = [number for number in distributed.share(range(len(items))) if items[number].path not in failures]
+    used = distributed.gathered(np.array(own, dtype=np.float32)).astype(int)
+    if fit.scores is None or len(used) != len(fit.scores):  # one was gone before the second pass
+        return {}, []
+    paths = [items[number].path for number in used]
+    unusual = [position for position in outlying(fit.scores) if position not in fit.trimmed]
+    scores = {paths[position]: shortest(fit.scores[position]) for position in unusual}
+    return scores, [paths[position] for position in fit.trimmed]
 
 
 class LoaderBatches:

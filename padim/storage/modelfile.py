@@ -39,6 +39,12 @@ Of both, where the configuration aligns parts (`padim.poses.alignment.Alignment`
 | `pose.shifts`      | [scored, 2]            | of the training images, in pixels                     |
 | `pose.correlations` | [scored]              | of the training images, each with the mean of the others |
 
+Where pixels are ignored:
+
+| key                | shape                  | what                                                  |
+| ------------------ | ---------------------- | ----------------------------------------------------- |
+| `ignored`          | [h, w], uint8          | 1 where fit and scores do not depend on the pixel     |
+
 The metadata has one entry, `padim`: a JSON object of `version` (2), `config` (`method` and the fields of its
 configuration) and `about` (those of `Provenance`). The same model makes the same bytes. No file is ever unpickled.
 """

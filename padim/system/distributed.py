@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -118,6 +118,12 @@ def gathered(values: NDArray[np.float32]) -> NDArray[np.float32]:
     joined = torch.cat(everyone).cpu().numpy()
     finite: NDArray[np.float32] = joined[~np.isnan(joined)]
     return finite
+
+
+def own_part(values: NDArray[Any], count: int) -> NDArray[Any]:
+    """Of values in the order of `gathered`, those of this process, which has so many."""
+    start = int(gathered(np.array([count], dtype=np.float32))[: rank()].sum())
+    return values[start : start + count]
 
 
 def summed(values: NDArray[Number]) -> NDArray[Number]:

@@ -187,7 +187,7 @@ def test_images_that_a_resize_would_bend_are_refused_with_a_size_that_fits(run, 
     result = run("train", *where, "--align", "rotate", *PROTOCOL)
     assert result.code == 2
     assert result.err.count("\n") == 1
-    assert result.err.strip().endswith("pass --size 192 256")
+    assert result.err.strip().endswith("pass --size 224 304")
     assert run("train", *where, "--align", "rotate", "--size", 96, 128, "--channels", 20).code == 0
     assert run("train", *where, "--align", "shift", *PROTOCOL).code == 0  # which bends nothing
 

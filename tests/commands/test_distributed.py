@@ -38,12 +38,13 @@ def few(data_root, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "which"), [(2, "all"), (2, "tiles"), (4, "all"), (4, "few")])
+@pytest.mark.parametrize(("processes", "which"), [(2, "all"), (2, "tiles"), (2, "trimmed"), (4, "all"), (4, "few")])
 def test_the_model_is_that_of_one_process(processes, which, data_root, few, weights_file, run, tmp_path):
     """Eight images, or three and a broken one: even and uneven shares, and one without an image."""
     root = few if which == "few" else data_root
     tiles = ["--tile", 32, "--tile-overlap", 16] if which == "tiles" else []
-    where = ["--data", root, "--weights", weights_file, "--device", "cpu", "--json", *tiles]
+    trim = ["--trim", 0.2] if which == "trimmed" else []
+    where = ["--data", root, "--weights", weights_file, "--device", "cpu", "--json", *tiles, *trim]
     alone = run("train", *SMALL, *where, "--output", tmp_path / "alone")
     together = torchrun(processes, *where, "--output", tmp_path / "together", "--eval")
     assert (alone.code, together.returncode) == (0, 0), together.stderr
@@ -51,6 +52,8 @@ def test_the_model_is_that_of_one_process(processes, which, data_root, few, weig
     expected = json.loads(alone.out)
     for key in ("images", "skipped", "false_alarm_rate"):
         assert summary[key] == expected[key]
+    assert set(summary["trimmed"]) == set(expected["trimmed"])
+    assert len(expected["trimmed"]) == (2 if trim else 0)
     # Left out of three images, a distance is the small difference of large numbers.
     tolerance = 1e-4 if which == "few" else 2e-6
     assert summary["threshold"] == pytest.approx(expected["threshold"], rel=tolerance)

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,6 +137,9 @@ def check_without_running(line, run):
 
 def check_by_running(line, comment, run):
     command, *arguments = shlex.split(line)
+    if command in ("cp", "rm"):
+        subprocess.run([command, *arguments], check=True)
+        return
     assert command.startswith("padim"), f"neither run nor listed in NOT_RUN: {line}"
     call = (command.removeprefix("padim-") if command != "padim" else "main", *arguments)
     if "--watch" in arguments:

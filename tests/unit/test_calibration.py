@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import fitted
 
-from padim import Padim, PadimError, model
+from padim import Padim, PadimError, fitting
 from padim.calibration import PIXEL_RATES, Calibration, Tally
 from padim.data.transform import Box
 from padim.evaluation.regions import anomalous_regions
@@ -39,7 +39,7 @@ def test_a_threshold_flags_no_more_than_its_share_of_exchangeable_scores(n, rate
 
 def test_the_rate_of_a_score_counts_itself():
     calibration = of_scores([1.0, 2.0, 3.0, 4.0])
-    assert [calibration.false_alarm_rate(score) for score in (0.5, 2.0, 2.5, 9.0)] == [1.0, 0.8, 0.6, 0.2]
+    assert [calibration.p_value(score) for score in (0.5, 2.0, 2.5, 9.0)] == [1.0, 0.8, 0.6, 0.2]
     assert calibration.smallest_rate() == 0.2
 
 
@@ -111,7 +111,7 @@ class Twice:
 def test_what_is_too_much_to_keep_is_read_again(random_weights, images, monkeypatch):
     kept, again = Twice(images.split(4)), Twice(images.split(4))
     expected = fitted(Padim(SMALL, weights=random_weights), kept).calibration
-    monkeypatch.setattr(model, "KEPT_IMAGES", 3)
+    monkeypatch.setattr(fitting, "KEPT_IMAGES", 3)
     found = fitted(Padim(SMALL, weights=random_weights), again).calibration
     assert (kept.passes, again.passes) == (1, 2)
     np.testing.assert_allclose(found.scores, expected.scores)

@@ -40,7 +40,7 @@ def test_inputs_are_collected_once_and_named_apart(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     os.symlink(tmp_path / "in", tmp_path / "in/a/loop")
-    found = collect_images([tmp_path / "in/2.bmp", tmp_path / "in"], exclude=tmp_path / "in/out")
+    found = collect_images([tmp_path / "in/2.bmp", tmp_path / "in"], tmp_path / "in/out")
     assert {str(path.relative_to(tmp_path)): str(name) for path, name in found.items()} == {
         "in/2.bmp": "2",
         "in/a/1.png": "a/1",
@@ -48,9 +48,9 @@ def test_inputs_are_collected_once_and_named_apart(tmp_path):
         "in/b/1.png": "b/1.png",
     }
     with pytest.raises(PadimError, match=r"no image or folder .*nowhere"):
-        collect_images([tmp_path / "nowhere"], exclude=tmp_path)
+        collect_images([tmp_path / "nowhere"], tmp_path)
     with pytest.raises(PadimError, match="no images in"):
-        collect_images([tmp_path / "in/none"], exclude=tmp_path / "in/out")
+        collect_images([tmp_path / "in/none"], tmp_path / "in/out")
 
 
 # Reading them

@@ -1,0 +1,106 @@
+"""What padim-predict makes of each prediction: pictures, a line, a row, a place in the folder of its verdict."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from padim.errors import ImageError, PadimError
+
+if TYPE_CHECKING:
+    from padim.pipeline.predict import Prediction
+    from padim.report.pictures import Pictures
+
+log = logging.getLogger(__name__)
+
+# Of a line, what the table of --csv has; there are files of pictures beside it.
+_COLUMNS = ("path", "verdict", "score", "p_value", "threshold", "false_alarm_rate", "regions", "error")
+
+# Escape codes of a terminal: red and green.
+_COLOURS = {"anomalous": 31, "normal": 32}
+
+
+class Results:
+    """Everything that the options ask to be made of predictions.
+
+    Attributes:
+        failed: how many images were scored whose files could not be written, or not scored although they were read.
+    """
+
+    def __init__(self, options: argparse.Namespace, pictures: Pictures | None) -> None:
+        self._pictures, self._sorted, self._csv = pictures, options.sort, options.csv
+        self._start, self._counts, self._rows = time.perf_counter(), Counter[str | None](), list[dict[str, Any]]()
+        self.failed = 0
+
+    def line(self, prediction: Prediction, name: Path) -> dict[str, Any]:
+        """What is said of an image, once its files are written under its name."""
+        line = prediction.summary()
+        try:
+            if self._pictures and prediction.anomaly_map is not None:
+                line |= self._pictures.write(name, prediction)
+            if self._sorted and prediction.verdict:
+                line["sorted"] = str(self._sort(prediction.path, prediction.verdict, name))
+        except PadimError as error:  # the verdict holds, and the other images are scored all the same
+            line["error"] = str(error)
+        return line
+
+    def add(self, prediction: Prediction, name: Path) -> None:
+        """Make of an image what is to be made, and print its line."""
+        if isinstance(prediction.problem, ImageError):  # which was said when it was read
+            self._counts["unreadable"] += 1
+            return
+        line = self.line(prediction, name)
+        print(coloured(line), flush=True)
+        self._counts[line["verdict"] or "scored"] += 1
+        if self._csv:
+            self._rows.append(line | ({"regions": len(line["regions"])} if "regions" in line else {}))
+        if "error" in line:
+            log.error("%s", line["error"])
+            self.failed += 1
+
+    def close(self) -> None:
+        """Write the table, and say on stderr how many images there were.
+
+        Raises:
+            PadimError: none could be read, or the table can't be written.
+        """
+        scored = self._counts.total() - self._counts["unreadable"]
+        if not scored:
+            raise PadimError("none of the images could be read")
+        if self._csv:
+            self._write_table()
+        rate = scored / (time.perf_counter() - self._start)
+        anomalous = "" if self._counts["scored"] else f"{self._counts['anomalous']} anomalous, "
+        unreadable = f"{self._counts['unreadable']} unreadable, " if self._counts["unreadable"] else ""
+        print(f"{self._counts.total()} images: {anomalous}{unreadable}{rate:.1f} images/s", file=sys.stderr)
+
+    def _sort(self, path: Path, verdict: str, name: Path) -> Path:
+        from padim.deploy.sorting import sort_image
+
+        return sort_image(self._sorted, verdict, path, name.with_name(path.name))
+
+    def _write_table(self) -> None:
+        from padim.storage.files import write_text
+
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
+        table.writeheader()
+        table.writerows(self._rows)
+        write_text(self._csv, text.getvalue())
+
+
+def coloured(line: dict[str, Any]) -> str:
+    """A line as JSON, with the verdict in colour where it goes to a terminal; see https://no-color.org."""
+    text, verdict = json.dumps(line), line["verdict"]
+    if verdict is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return text.replace(f'"verdict": "{verdict}"', f'"verdict": "\033[{_COLOURS[verdict]}m{verdict}\033[0m"', 1)

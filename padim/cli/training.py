@@ -1,0 +1,79 @@
+"""What padim-train says of a training: what it took, the threshold, and the images that stood out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from padim.cli.evaluating import warn_of_crop
+from padim.cli.protocol import asks_for_size
+
+if TYPE_CHECKING:
+    from padim.config import BaseConfig
+    from padim.data.items import Category
+
+log = logging.getLogger(__name__)
+
+# So many images that stood out are named one by one.
+_NAMED = 5
+
+
+def say_what_is_seen(category: Category, config: BaseConfig, options: argparse.Namespace, *, again: bool) -> bool:
+    """Say on stderr how images of one's own are resized, or that a protocol crops much, unless it was said before.
+
+    Returns:
+        Whether the latter was said, now or before.
+    """
+    from padim.pipeline.size import describe_size
+
+    if options.normal and not vars(options).get("update") and not asks_for_size(options):
+        print(f"{category.name}: {describe_size(config, category.train)}", file=sys.stderr)
+        return again
+    return again or warn_of_crop(config, category.name, category.train)
+
+
+def say_summary(summary: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Print the summary of a training, and say on stderr what a user should look at."""
+    name, unusual = summary["category"], summary["unusual"]
+    _warn_of_rate(summary, options.false_alarm_rate)
+    print(json.dumps(summary) if options.json else _readable(summary), flush=True)
+    for image in unusual[:_NAMED]:
+        log.warning(
+            "%s: %s scores %.4g, far more than the rest: is it really good?", name, image["path"], image["score"]
+        )
+    if len(unusual) > _NAMED:
+        log.warning("%s: and so do %d more, which train.json names", name, len(unusual) - _NAMED)
+
+
+def _warn_of_rate(summary: Mapping[str, Any], asked: float | None) -> None:
+    """Say that the images are too few for the rate that was asked for, where they are."""
+    rate = summary["false_alarm_rate"]
+    if asked and rate and rate > asked:
+        log.warning(
+            "%s: %d images support a false-alarm rate of %.3g and more, which is taken instead of %g",
+            *(summary["category"], summary["images"], rate, asked),
+        )
+
+
+def _readable(summary: Mapping[str, Any]) -> str:
+    skipped = f", {summary['skipped']} skipped" if summary["skipped"] else ""
+    trimmed = f", {len(summary['trimmed'])} left out" if summary["trimmed"] else ""
+    threshold = ", no threshold"
+    if summary["threshold"] is not None:
+        threshold = (
+            f", threshold {summary['threshold']:.4f} for a false-alarm rate of {summary['false_alarm_rate']:.3g}"
+        )
+    poses = ""
+    if summary["poses"]:
+        low, high = summary["poses"]["angle"]
+        far = max(map(abs, summary["poses"]["shift_x"] + summary["poses"]["shift_y"]))
+        poses = f", parts at {low:.0f} to {high:.0f} degrees and shifted by up to {far:.0f} pixels"
+    return (
+        f"{summary['category']}: {summary['images']} images{skipped}{trimmed} in {summary['seconds']:.1f} s"
+        f" ({summary['images_per_second']:.1f} images/s), peak memory {summary['peak_memory_bytes'] / 1e6:.0f} MB,"
+        f" {summary['model']} ({summary['model_bytes'] / 1e6:.0f} MB){threshold}{poses}"
+    )

@@ -1,0 +1,45 @@
+"""What `train.json` beside a model remembers of its training: folders of one's own, and images that stood out."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from padim.data.items import Category
+from padim.data.layouts import plain_category
+from padim.errors import PadimError
+
+
+def own_category(folder: Path) -> Category | None:
+    """The test images in the folders that the model of a folder was trained with; None if it was with a data set.
+
+    Raises:
+        PadimError: they aren't there any more.
+    """
+    remembered = _summary(folder).get("folders")
+    if not remembered:
+        return None
+    try:
+        return plain_category(folder.name, None, *(remembered.get(name) for name in ("test", "defect", "masks")))
+    except (AttributeError, TypeError) as error:
+        raise PadimError(f"{folder / 'train.json'} is damaged: pass --test and --defect") from error
+    except PadimError as error:
+        raise PadimError(f"{error}; the model was trained with it: pass --test and --defect") from error
+
+
+def unusual_images(folder: Path) -> dict[Path, float]:
+    """The training images that score higher than the rest and are still there, with their leave-one-out scores."""
+    with suppress(KeyError, TypeError, ValueError):
+        found = {Path(image["path"]): float(image["score"]) for image in _summary(folder).get("unusual", [])}
+        return {path: score for path, score in found.items() if path.is_file()}
+    return {}
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """What `padim-train` has written; nothing where it has not, or another program has."""
+    with suppress(OSError, ValueError, RecursionError):
+        summary = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+        return summary if isinstance(summary, dict) else {}
+    return {}

@@ -1,0 +1,77 @@
+"""Panels show what there is, in the proportions of the image, and contours of the verdict only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from padim.calibration import Thresholds
+from padim.data.items import Item
+from padim.data.loader import Sample
+from padim.data.transform import Box
+from padim.pipeline.predict import Prediction
+from padim.report.colours import ColourScale
+from padim.report.panel import panel
+from padim.report.pictures import Pictures
+
+SCALE = ColourScale(0, 20)
+CYAN, WHITE = (0, 255, 255), (255, 255, 255)
+
+
+@pytest.fixture
+def prediction(tmp_path):
+    """Of an anomalous image of 400 x 100 pixels, which the model sees as 64 x 64."""
+    path = tmp_path / "part.png"
+    original = Image.new("RGB", (400, 100), (40, 40, 40))
+    original.save(path)
+    a_map, mask = np.ones((64, 64), dtype=np.float32), np.zeros((64, 64), dtype=bool)
+    a_map[20:40, 20:40], mask[25:35, 25:35] = 15, True
+    sample = Sample(Item(path, "scratch"), np.asarray(original.resize((64, 64))), mask, False, original.size, original)
+    thresholds = Thresholds(10.0, 0.01, 5.0)
+    return Prediction(path, thresholds, 15.0, seen=Box(0, 0, 400, 100), anomaly_map=a_map, sample=sample)
+
+
+def pictures_in(row):
+    """How many pictures lie side by side, and the proportions of the first."""
+    filled = (np.asarray(row)[-20] != WHITE).any(axis=1)  # a line that crosses all of them
+    starts = np.flatnonzero(np.diff(np.r_[False, filled].astype(int)) == 1)
+    ends = np.flatnonzero(np.diff(np.r_[filled, False].astype(int)) == -1) + 1
+    column = (np.asarray(row)[40:, starts[0] + 3] != WHITE).any(axis=1).sum()
+    return len(starts), (ends[0] - starts[0]) / column
+
+
+def has(row, colour):
+    return bool((np.asarray(row.crop((0, 45, *row.size))) == colour).all(axis=2)[:, 8:-8].any())
+
+
+def test_an_anomalous_image_has_four_pictures_and_contours(prediction):
+    row = panel("part.png", prediction, SCALE)
+    count, proportions = pictures_in(row)
+    assert count == 4
+    assert proportions == pytest.approx(4, rel=0.1)
+    assert has(row, CYAN)
+
+
+def test_a_normal_verdict_has_no_contours_of_a_prediction(prediction):
+    normal = replace(prediction, thresholds=Thresholds(16.0, 0.01, 5.0))
+    assert (normal.anomaly_map >= 5).any()
+    row = panel("part.png", normal, SCALE)
+    assert pictures_in(row)[0] == 4  # the truth has its contours
+    assert not has(row, CYAN)
+
+
+def test_pictures_that_do_not_exist_leave_no_hole(prediction):
+    unmasked = replace(prediction, sample=replace(prediction.sample, mask=None))
+    assert pictures_in(panel("part.png", unmasked, SCALE))[0] == 3
+    assert pictures_in(panel("part.png", replace(unmasked, thresholds=Thresholds()), SCALE))[0] == 2
+
+
+def test_a_single_picture_has_the_name_and_format_that_are_asked_for(prediction, tmp_path):
+    for name, kind in (("a.png", "PNG"), ("b.jpg", "JPEG"), ("c.webp", "WEBP")):
+        written = Pictures(tmp_path, SCALE, panel=True, heatmap=tmp_path / name).write(prediction.path.stem, prediction)
+        assert written == {"heatmap": str(tmp_path / name), "panel": str(tmp_path / "part_panel.png")}
+        with Image.open(tmp_path / name) as picture:
+            assert (picture.format, picture.size) == (kind, (400, 100))

@@ -54,6 +54,7 @@ class BaseConfig:
     crop: tuple[int, ...] = option((224,), "centre crop: a side, or height and width; nothing for none")
     interpolation: str = option("lanczos", "how images are resized", INTERPOLATIONS)
     mask_interpolation: str = option("nearest", "how masks are resized", INTERPOLATIONS)
+    mask_threshold: int = option(1, "of 255, from where on a pixel of a resized mask is defective")
     rotation: float = option(0.0, "turn every image by up to so many degrees and crop it anywhere; 0 for neither")
     rotation_seed: int = option(0, "added to the seed of --rotation, for other poses and the same channels")
     align: str = option("none", "move parts that lie shifted, or shifted and turned, into one frame", ALIGNMENTS)
@@ -79,6 +80,7 @@ class BaseConfig:
         return {
             "resize": len(self.resize) in (1, 2) and min(self.resize) > 0 and max(self.resize) <= MAX_SIDE,
             "crop": len(self.crop) in (0, 1, 2) and min(self.crop, default=1) > 0,
+            "mask_threshold": 1 <= self.mask_threshold <= 255,
             "seed": self.seed >= 0,
             "rotation": 0 <= self.rotation <= 180,
             "rotation_seed": self.rotation_seed >= 0,

@@ -151,7 +151,7 @@ class ImageLoader:
             raise ImageError(
                 f"the mask {item.mask} is {mask.width} x {mask.height} pixels, another shape than its image"
             )
-        pixels = np.asarray(transform.mask(mask)) > 0
+        pixels = np.asarray(transform.mask(mask)) >= transform.mask_threshold
         cropped = not pixels.any() and not mask.crop(transform.seen(*mask.size)).getbbox()  # nor too small to be left
         return pixels, cropped and mask.getbbox() is not None
 

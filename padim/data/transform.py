@@ -33,6 +33,7 @@ class Transform:
         size: height and width of the result.
         interpolation: how images are resized.
         mask_interpolation: how masks are resized.
+        mask_threshold: of 255, from where on a pixel of a resized mask is defective.
         rotation: by how many degrees images are turned at most, and then cropped anywhere; see `posed`.
         seed: of these poses.
         angle: by how many degrees images are turned after resizing.
@@ -43,6 +44,7 @@ class Transform:
     size: tuple[int, int]
     interpolation: str
     mask_interpolation: str
+    mask_threshold: int = 1
     rotation: float = 0.0
     seed: int = 0
     angle: float = 0.0
@@ -52,8 +54,8 @@ class Transform:
     def of(cls, config: BaseConfig) -> Transform:
         """The transform that a configuration asks for."""
         interpolations = config.interpolation, config.mask_interpolation
-        seed = config.seed + config.rotation_seed
-        return cls(config.resize, config.image_size, *interpolations, config.rotation, seed)
+        poses = config.rotation, config.seed + config.rotation_seed
+        return cls(config.resize, config.image_size, *interpolations, config.mask_threshold, *poses)
 
     def posed(self, path: Path) -> Transform:
         """The transform of one image: this one, unless images are turned and cropped at random.

@@ -54,7 +54,7 @@ def test_wrong_values_of_cutpaste_are_refused_by_name(name):
     ("preset", "expected"),
     {
         "pytorch-wr50": {"backbone": "wide_resnet50_2", "channels": 550},
-        "paddle-r18": {"seed": 7, "interpolation": "bilinear", "mask_interpolation": "bilinear"},
+        "paddle-r18": {"seed": 7, "interpolation": "bilinear", "mask_interpolation": "bilinear", "mask_threshold": 255},
         "mindspore-wr50": {"backbone": "wide_resnet50_2", "channels": 550, "resize": (256, 256)},
         "anomalib-r18": {"resize": (256, 256), "crop": (), "interpolation": "bilinear"},
         "paper-r18": {"interpolation": "bicubic", "upsampling": "bicubic"},

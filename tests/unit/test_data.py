@@ -199,6 +199,19 @@ def test_transforms_are_torchvisions(preset, size):
         assert np.array_equal(np.asarray(found), np.asarray(expected))
 
 
+def test_masks_of_paddle_are_cast_to_whole_numbers(tmp_path):
+    drawn = np.zeros((300, 400), dtype=np.uint8)
+    drawn[101:167, 150:233] = 255
+    Image.fromarray(drawn).save(tmp_path / "mask.png")
+    Image.fromarray(np.stack([drawn] * 3, axis=2)).save(tmp_path / "image.png")
+    item, config = Item(tmp_path / "image.png", "hole", tmp_path / "mask.png"), read_config(preset_path("paddle-r18"))
+    (sample,) = ImageLoader([item], Transform.of(config), workers=1)
+    resized = v2.CenterCrop(224)(v2.Resize(256, interpolation=InterpolationMode.BILINEAR)(Image.fromarray(drawn)))
+    assert np.array_equal(sample.mask, (np.asarray(resized) / 255).astype(np.int32) == 1)
+    (default,) = ImageLoader([item], Transform.of(replace(config, mask_threshold=1)), workers=1)
+    assert default.mask.sum() > sample.mask.sum() > 0
+
+
 def test_poses_turn_and_crop_image_and_mask_alike_and_come_back(photo):
     transform = Transform.of(replace(Config(), rotation=10.0))
     assert Transform.of(Config()).posed(Path("a/b/c.png")) == Transform.of(Config())

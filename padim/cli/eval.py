@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from padim.cli.command import USER_ERROR, Failures, Parser, command, progress_bars
@@ -22,7 +23,7 @@ from padim.cli.options import (
     category_from,
     default_data,
     in_own_folders,
-    pick_device,
+    scorer_from,
 )
 from padim.errors import PadimError
 
@@ -36,7 +37,15 @@ def parser(prog: str = "padim-eval") -> Parser:
         prog=prog, description="Score the test images of categories with their trained models and print the figures."
     )
     result.add_argument(
-        "--category", nargs="+", default=["all"], metavar="NAME", help="categories (default: all trained ones)"
+        "--category", nargs="+", default=[], metavar="NAME", help="categories (default: all trained ones)"
+    )
+    result.add_argument(
+        "--model",
+        nargs="+",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="models of padim-train or padim-export, instead of those in --output",
     )
     add_data_option(result)
     add_folder_options(result, train=False)
@@ -55,25 +64,16 @@ def parser(prog: str = "padim-eval") -> Parser:
 def main(arguments: Sequence[str] | None = None, prog: str = "padim-eval") -> int:
     """Run the command; returns its exit code."""
     options = parser(prog).parse_args(arguments)
-    names = list(dict.fromkeys(options.category))
-    if "all" in names:
-        names = sorted(path.parent.name for path in options.output.glob("*/model.safetensors"))
-        if not names:
-            raise PadimError(f"no trained model under {options.output}: run padim-train first, or pass --output DIR")
-    if in_own_folders(options) and len(names) > 1:
-        raise PadimError(f"--test and --defect are for one model: pass --category with one of {', '.join(names)}")
-
-    options.detailed = options.verbose or len(names) == 1
-    from padim.detectors.registry import load
-
+    models = _models(options)
+    options.detailed = options.verbose or len(models) == 1
     results: list[dict[str, Any]] = []
-    failures, device, cropped = Failures(), pick_device(options.device), False
+    failures, cropped = Failures(), False
     with progress_bars() as progress:
-        for name in names:
-            with failures.caught(name):
-                path = options.output / name / "model.safetensors"
-                model = load(path, weights=options.weights, device=device, precision=options.precision)
-                category = _category(options, name)
+        for path, named in models.items():
+            with failures.caught(named or str(path)):
+                model = scorer_from(options, path)
+                name = named or model.provenance.category
+                category = _category(options, name, path.parent)
                 check_tests(category, options)
                 results += evaluated(model, category, options, progress, options.batch_size)
                 cropped = cropped or warn_of_crop(model.config, category.name, category.test)
@@ -82,13 +82,43 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-eval") -> in
     return USER_ERROR if failures.count else 0
 
 
-def _category(options: argparse.Namespace, name: str) -> Category:
-    """The test images: in the folders that the options name, or that the model was trained with, or in a data set."""
+def _models(options: argparse.Namespace) -> dict[Path, str | None]:
+    """The model files, and the categories that they are evaluated on; None for the one that a model names itself.
+
+    Raises:
+        PadimError: there is none, or the options contradict each other.
+    """
+    names = list(dict.fromkeys(options.category))
+    everything = not names or "all" in names
+    if options.model:
+        if len(names) > 1 or (names and len(options.model) > 1):
+            raise PadimError("--model: several models are evaluated on their own categories, one on --category NAME")
+        models = dict.fromkeys(options.model, None if everything else names[0])
+    elif everything:
+        models = {path: path.parent.name for path in sorted(options.output.glob("*/model.safetensors"))}
+    else:
+        models = {options.output / name / "model.safetensors": name for name in names}
+    if not models:
+        raise PadimError(f"no trained model under {options.output}: run padim-train first, or pass --output DIR")
+    if in_own_folders(options) and len(models) > 1:
+        there = ", ".join(path.parent.name for path in models)
+        raise PadimError(f"--test and --defect are for one model: pass --category with one of {there}")
+    return models
+
+
+def _category(options: argparse.Namespace, name: str, folder: Path) -> Category:
+    """The test images: in the folders that the options name, or that the model was trained with, or in a data set.
+
+    Args:
+        options: of the command.
+        name: of the category.
+        folder: of the model.
+    """
     from padim.pipeline.remembered import own_category
 
     if in_own_folders(options) or options.data != default_data():
         return category_from(options, name)
-    return own_category(options.output / name) or category_from(options, name)
+    return own_category(folder, name) or category_from(options, name)
 
 
 if __name__ == "__main__":

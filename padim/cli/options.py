@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from padim.config import PRECISIONS
+from padim.errors import PadimError
 from padim.system.machine import cores
 
 if TYPE_CHECKING:
     from padim.data.items import Category
+    from padim.detectors.scores import Scorer
 
 
 def add_data_option(parser: argparse._ActionsContainer) -> None:
@@ -147,6 +149,22 @@ def pick_device(name: str) -> str:
     if find_device(name).type == "cpu":
         torch.set_num_threads(max(1, cores() // 2))
     return name
+
+
+def scorer_from(options: argparse.Namespace, path: Path) -> Scorer:
+    """A model from its file. Exported ones need no torch.
+
+    Raises:
+        PadimError: it can't be read, or an exported one has options of models of padim-train.
+    """
+    from padim.deploy.runtime import load_scorer
+
+    if path.suffix.lower() != ".onnx":
+        device = pick_device(options.device)
+        return load_scorer(path, weights=options.weights, device=device, precision=options.precision)
+    if options.weights or options.precision or options.device != "auto":
+        raise PadimError("--weights, --precision and --device are for models of padim-train")
+    return load_scorer(path)
 
 
 def finite(text: str) -> float:

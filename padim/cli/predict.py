@@ -15,7 +15,7 @@ from padim.cli.options import (
     add_scoring_options,
     add_strict_option,
     finite,
-    pick_device,
+    scorer_from,
 )
 from padim.cli.results import Results, coloured
 from padim.data.items import SUFFIXES
@@ -162,7 +162,7 @@ def _prepared(options: argparse.Namespace) -> tuple[Predict, Results]:
     """What predicts, and what becomes of the predictions, as the options ask for."""
     from padim.pipeline.predict import predict
 
-    scorer = _scorer(options)
+    scorer = scorer_from(options, options.model)
     thresholds = _thresholds(options, scorer)
     if options.sort and thresholds.threshold is None:
         raise PadimError(f"--sort: {options.model} gives no verdicts, it has no calibration: pass --threshold SCORE")
@@ -181,18 +181,6 @@ def _prepared(options: argparse.Namespace) -> tuple[Predict, Results]:
         )
 
     return predicted, Results(options, pictures)
-
-
-def _scorer(options: argparse.Namespace) -> Scorer:
-    """The model. Exported ones need no torch."""
-    from padim.deploy.runtime import load_scorer
-
-    if options.model.suffix.lower() != ".onnx":
-        device = pick_device(options.device)
-        return load_scorer(options.model, weights=options.weights, device=device, precision=options.precision)
-    if options.weights or options.precision or options.device != "auto":
-        raise PadimError("--weights, --precision and --device are for models of padim-train")
-    return load_scorer(options.model)
 
 
 def _thresholds(options: argparse.Namespace, scorer: Scorer) -> Thresholds:

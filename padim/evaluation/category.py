@@ -122,6 +122,7 @@ class Evaluation:
             "advice": self.advice,
             "remark": self.remark,
             "seconds": round(self.seconds, 3),
+            "images_per_second": round(len(self.images) / self.seconds, 2),
             **self.memory,
         }
 

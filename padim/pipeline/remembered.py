@@ -12,7 +12,7 @@ from padim.data.layouts import plain_category
 from padim.errors import PadimError
 
 
-def own_category(folder: Path) -> Category | None:
+def own_category(folder: Path, name: str) -> Category | None:
     """The test images in the folders that the model of a folder was trained with; None if it was with a data set.
 
     Raises:
@@ -22,7 +22,7 @@ def own_category(folder: Path) -> Category | None:
     if not remembered:
         return None
     try:
-        return plain_category(folder.name, None, *(remembered.get(name) for name in ("test", "defect", "masks")))
+        return plain_category(name, None, *(remembered.get(name) for name in ("test", "defect", "masks")))
     except (AttributeError, TypeError) as error:
         raise PadimError(f"{folder / 'train.json'} is damaged: pass --test and --defect") from error
     except PadimError as error:

@@ -140,6 +140,40 @@ def test_predict_needs_no_torch_and_prints_the_same(exported, without_torch, dat
             assert line[key] == truth[key]
 
 
+FIGURES = ("image_auroc", "pixel_auroc", "aupro", "pixel_ap", "image_f1_max", "pixel_f1_max")
+
+
+@pytest.mark.slow
+def test_evaluation_of_an_export_needs_no_torch_and_gives_the_same_figures(exported, without_torch, data_root, run):
+    models = ("--model", exported / "model.onnx", "--data", data_root, "--json", "--output", exported / "evaluated")
+    command = [without_torch, "-m", "padim.cli.eval", *models]
+    found = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    expected = run("eval", *models[:1], exported / "model.safetensors", *models[2:])
+    figures, truth = json.loads(found.stdout), json.loads(expected.out)
+    for key in FIGURES:
+        assert figures[key] == pytest.approx(truth[key], abs=1e-4)
+    assert figures["threshold"] == truth["threshold"]
+    assert json.loads((exported / "evaluated/texture/eval.json").read_text())["image_auroc"] == truth["image_auroc"]
+
+
+def test_models_are_evaluated_on_their_own_categories(exported, data_root, run, tmp_path):
+    several = (exported / "model.onnx", exported / "model.safetensors")
+    where = ("--data", data_root, "--output", tmp_path, "--json")
+    lines = [json.loads(line) for line in run("eval", "--model", *several, *where).out.splitlines()]
+    assert [line["category"] for line in lines] == ["texture", "texture"]
+    other = json.loads(run("eval", "--model", several[0], "--category", "object", *where).out)
+    assert (other["category"], other["images"]) == ("object", 14)
+    for wrong, message in (
+        (("--model", *several, "--category", "object"), "several models are evaluated on their own categories"),
+        (("--model", several[0], "--precision", "bf16"), "are for models of padim-train"),
+        (("--model", tmp_path / "nowhere.onnx"), "nowhere.onnx"),
+    ):
+        refused = run("eval", *wrong, *where)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert message in refused.err
+
+
 def test_one_image_of_any_size(exported):
     runtime = Runtime.load(exported / "model.onnx")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))

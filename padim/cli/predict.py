@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -63,13 +64,21 @@ def parser(prog: str = "padim-predict") -> Parser:
         help="distances at the ends of the colours (default: 0 and twice the threshold)",
     )
     result.add_argument(
-        "--panel", action="store_true", help="also write image, heatmap, ground truth and contours side by side"
+        "--pixel-threshold",
+        type=finite,
+        metavar="DISTANCE",
+        help="pixels from here on are anomalous, instead of a rate",
+    )
+    result.add_argument("--mask", action="store_true", help="also write where each image is anomalous, white on black")
+    result.add_argument(
+        "--panel", action="store_true", help="also write image, heatmap, masks and contours side by side"
     )
     result.add_argument(
         "--raw",
         choices=("npy", "png16"),
         help="also write the distances: float32, or 16-bit grey with 65535 at the upper end of the colours",
     )
+    result.add_argument("--timing", action="store_true", help="add to each line what its stages took, in milliseconds")
     stream = result.add_argument_group("a stream of images")
     stream.add_argument(
         "--watch", type=Path, metavar="DIR", help="score images as they appear in a folder, until Ctrl-C or SIGTERM"
@@ -104,8 +113,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-predict") ->
         raise PadimError("--strict stops at the first unreadable image, which --watch is not to do")
     if not options.watch and (options.record or options.settle is not None):
         raise PadimError("--record and --settle are for --watch DIR")
-    if not options.out and (options.panel or options.raw or options.range):
-        raise PadimError("--panel, --raw and --range are for pictures: say where with --out DIR")
+    if not options.out and (options.panel or options.mask or options.raw or options.range):
+        raise PadimError("--panel, --mask, --raw and --range are for pictures: say where with --out DIR")
     if options.watch and (options.csv or _is_picture(options.out)):
         raise PadimError("a stream never ends: --csv and a picture as --out are for images that are named")
     return _watch(options) if options.watch else _predict(options)
@@ -164,6 +173,8 @@ def _prepared(options: argparse.Namespace) -> tuple[Predict, Results]:
 
     scorer = scorer_from(options, options.model)
     thresholds = _thresholds(options, scorer)
+    if options.mask and thresholds.pixel_threshold is None:
+        raise PadimError(f"--mask: {options.model} has no calibration: pass --pixel-threshold DISTANCE")
     if options.sort and thresholds.threshold is None:
         raise PadimError(f"--sort: {options.model} gives no verdicts, it has no calibration: pass --threshold SCORE")
     pictures = _pictures(options, scorer, thresholds)
@@ -177,6 +188,7 @@ def _prepared(options: argparse.Namespace) -> tuple[Predict, Results]:
             workers=options.workers,
             strict=options.strict,
             keep_originals=pictures is not None,
+            timing=options.timing,
             progress=progress,
         )
 
@@ -187,8 +199,13 @@ def _thresholds(options: argparse.Namespace, scorer: Scorer) -> Thresholds:
     from padim.calibration import Thresholds
 
     if options.threshold is not None:
-        return Thresholds.fixed(scorer.calibration, options.threshold)
-    return Thresholds.calibrated(scorer.calibration, scorer.provenance.false_alarm_rate, options.false_alarm_rate)
+        thresholds = Thresholds.fixed(scorer.calibration, options.threshold)
+    else:
+        rates = scorer.provenance.false_alarm_rate, options.false_alarm_rate
+        thresholds = Thresholds.calibrated(scorer.calibration, *rates)
+    if options.pixel_threshold is None:
+        return thresholds
+    return dataclasses.replace(thresholds, pixel_threshold=options.pixel_threshold)
 
 
 def _pictures(options: argparse.Namespace, scorer: Scorer, thresholds: Thresholds) -> Pictures | None:
@@ -209,6 +226,7 @@ def _pictures(options: argparse.Namespace, scorer: Scorer, thresholds: Threshold
         folder,
         ColourScale(*options.range) if options.range else scale,
         options.panel,
+        options.mask,
         options.raw,
         single,
     )

@@ -39,11 +39,11 @@ class Results:
     def __init__(self, options: argparse.Namespace, pictures: Pictures | None) -> None:
         self._pictures, self._sorted, self._csv = pictures, options.sort, options.csv
         self._start, self._counts, self._rows = time.perf_counter(), Counter[str | None](), list[dict[str, Any]]()
-        self.failed = 0
+        self._taken, self.failed = Counter[str](), 0
 
     def line(self, prediction: Prediction, name: Path) -> dict[str, Any]:
         """What is said of an image, once its files are written under its name."""
-        line = prediction.summary()
+        line, start = prediction.summary(), time.perf_counter()
         try:
             if self._pictures and prediction.anomaly_map is not None:
                 line |= self._pictures.write(name, prediction)
@@ -51,6 +51,10 @@ class Results:
                 line["sorted"] = str(self._sort(prediction.path, prediction.verdict, name))
         except PadimError as error:  # the verdict holds, and the other images are scored all the same
             line["error"] = str(error)
+        if prediction.milliseconds:
+            stages = {**prediction.milliseconds, "pictures": 1e3 * (time.perf_counter() - start)}
+            line["milliseconds"] = {stage: round(taken, 2) for stage, taken in stages.items()}
+            self._taken.update(stages)
         return line
 
     def add(self, prediction: Prediction, name: Path) -> None:
@@ -82,6 +86,9 @@ class Results:
         anomalous = "" if self._counts["scored"] else f"{self._counts['anomalous']} anomalous, "
         unreadable = f"{self._counts['unreadable']} unreadable, " if self._counts["unreadable"] else ""
         print(f"{self._counts.total()} images: {anomalous}{unreadable}{rate:.1f} images/s", file=sys.stderr)
+        if self._taken:
+            stages = (f"{stage} {taken / scored:.1f} ms" for stage, taken in self._taken.items())
+            print(f"per image: {', '.join(stages)}", file=sys.stderr)
 
     def _sort(self, path: Path, verdict: str, name: Path) -> Path:
         from padim.deploy.sorting import sort_image

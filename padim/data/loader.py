@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,6 +48,7 @@ class Sample:
         outside: whether all of the ground truth lies where the transform crops.
         size: width and height of the image before the transform.
         original: that image, where the loader was asked to keep it.
+        seconds: what reading and the transform took.
     """
 
     item: Item
@@ -55,6 +57,7 @@ class Sample:
     outside: bool
     size: tuple[int, int]
     original: Image.Image | None
+    seconds: float = 0.0
 
 
 # An item, and its sample to come with what is wrong with its mask.
@@ -130,6 +133,7 @@ class ImageLoader:
 
     def _read(self, item: Item) -> tuple[Sample, ImageError | None]:
         """A sample, and what is wrong with its mask."""
+        start = time.perf_counter()
         image = read_image(item.path)
         transform = self.transform.posed(item.path)
         pixels = np.array(transform.image(image))
@@ -138,7 +142,8 @@ class ImageLoader:
             mask, outside = self._mask(item, image, transform)
         except ImageError as error:
             problem = error
-        return Sample(item, pixels, mask, outside, image.size, image if self.keep_originals else None), problem
+        original, seconds = image if self.keep_originals else None, time.perf_counter() - start
+        return Sample(item, pixels, mask, outside, image.size, original, seconds), problem
 
     def _mask(self, item: Item, image: Image.Image, transform: Transform) -> tuple[NDArray[np.bool_] | None, bool]:
         """Where the item is defective, as the backbone sees it, and whether all of that is cropped."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from padim.data.transform import Box, Transform
 from padim.detectors.scores import Scorer
 from padim.errors import PadimError
 from padim.evaluation.regions import Region, anomalous_regions
+from padim.pipeline.timing import Stopwatch
 from padim.system.progress import OnProgress, silent, tracked
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class Prediction:
         seen: what the network sees of the image, in pixels.
         anomaly_map: distances `[h, w]` of that; NaN where an aligned model has not seen enough, None without maps.
         sample: the image as it was read, with its mask.
+        milliseconds: what reading and scoring took, by stage, see `Stopwatch`; empty where that was not asked for.
         problem: why there is no score.
     """
 
@@ -52,6 +55,7 @@ class Prediction:
     seen: Box | None = None
     anomaly_map: NDArray[np.float32] | None = None
     sample: Sample | None = None
+    milliseconds: Mapping[str, float] = field(default_factory=dict)
     problem: PadimError | None = None
 
     @property
@@ -87,6 +91,7 @@ def predict(
     workers: int = 1,
     strict: bool = False,
     keep_originals: bool = False,
+    timing: bool = False,
     progress: OnProgress = silent,
 ) -> Generator[Prediction]:
     """Score images, in their order; those that can't be read come last, with their `problem`.
@@ -99,6 +104,7 @@ def predict(
         workers: threads that read images.
         strict: whether the first unreadable image is an error.
         keep_originals: whether the predictions carry the images before the transform, for pictures.
+        timing: whether they carry what each stage took.
         progress: is told how far it has come.
 
     Raises:
@@ -108,8 +114,9 @@ def predict(
     thresholds = thresholds or Thresholds.calibrated(scorer.calibration, rate)
     transform = Transform.of(dataclasses.replace(scorer.config, rotation=0.0))
     loader = ImageLoader(_items(images), transform, workers=workers, strict=strict, keep_originals=keep_originals)
-    for batch in batched(tracked(loader, "predict", progress), batch_size or scorer.config.batch_size):
-        yield from _predicted(scorer, batch, transform, thresholds)
+    with Stopwatch(scorer) if timing else nullcontext() as stopwatch:
+        for batch in batched(tracked(loader, "predict", progress), batch_size or scorer.config.batch_size):
+            yield from _predicted(scorer, batch, transform, thresholds, stopwatch)
     for path, error in loader.failures.items():
         yield Prediction(path, thresholds, problem=error)
 
@@ -122,23 +129,36 @@ def _items(images: Image | Iterable[Image]) -> list[Item]:
 
 
 def _predicted(
-    scorer: Scorer, batch: Sequence[Sample], transform: Transform, thresholds: Thresholds
+    scorer: Scorer,
+    batch: Sequence[Sample],
+    transform: Transform,
+    thresholds: Thresholds,
+    stopwatch: Stopwatch | None = None,
 ) -> Iterator[Prediction]:
     """The predictions of a batch; an image that can't be scored costs the others nothing."""
     try:
-        scores, maps, _, parts = scorer.score_pixels(np.stack([sample.image for sample in batch]))
+        scores, maps, _, parts = (stopwatch or scorer).score_pixels(np.stack([sample.image for sample in batch]))
     except PadimError as error:
         if len(batch) == 1:
             yield Prediction(batch[0].item.path, thresholds, problem=error)
         else:  # which of them is to blame is seen one by one
             for sample in batch:
-                yield from _predicted(scorer, [sample], transform, thresholds)
+                yield from _predicted(scorer, [sample], transform, thresholds, stopwatch)
         return
     for index, sample in enumerate(batch):
         seen, part = transform.seen(*sample.size), None if parts is None else parts[index]
-        score = shortest(scores[index])
-        p_value = scorer.calibration.p_value(score) if scorer.calibration else None
-        plain = Prediction(sample.item.path, thresholds, score, p_value, part=part, seen=seen, sample=sample)
+        score, calibration = shortest(scores[index]), scorer.calibration
+        milliseconds = {"read": 1e3 * sample.seconds} | stopwatch.milliseconds if stopwatch else {}
+        plain = Prediction(
+            sample.item.path,
+            thresholds,
+            score,
+            calibration.p_value(score) if calibration else None,
+            part=part,
+            seen=seen,
+            sample=sample,
+            milliseconds=milliseconds,
+        )
         yield plain if maps is None else _with_map(plain, maps[index], seen)
 
 

@@ -37,6 +37,13 @@ def heatmap(image: Image.Image, anomaly_map: NDArray[np.floating], scale: Colour
     return Image.blend(image, Image.fromarray(scale.colours(np.asarray(stretched))), _OPACITY)
 
 
+def predicted_mask(anomaly_map: NDArray[np.floating], threshold: float, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Where a map `[h, w]` reaches a threshold, in a size of so many pixels across and down: `[down, across]`."""
+    grown = Image.fromarray(anomaly_map.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    reached: NDArray[np.bool_] = np.asarray(grown) >= threshold
+    return reached
+
+
 def outline(image: Image.Image, truth: NDArray[np.bool_] | None, predicted: NDArray[np.bool_] | None) -> Image.Image:
     """The image with the borders of two masks `[h, w]`: ground truth white, prediction cyan."""
     pixels = np.array(image)

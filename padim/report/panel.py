@@ -1,4 +1,4 @@
-"""Image, heatmap, ground truth and contours side by side."""
+"""Image, heatmap, masks and contours side by side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from padim.poses.alignment import PartPose
 from padim.report.colours import ColourScale
-from padim.report.overlay import heatmap, outline
+from padim.report.overlay import heatmap, outline, predicted_mask
 
 if TYPE_CHECKING:
     from padim.pipeline.predict import Prediction
@@ -20,7 +20,7 @@ _SIDE, _SPACE, _LINE = 320, 8, 20
 
 
 def panel(title: str, prediction: Prediction, scale: ColourScale) -> Image.Image:
-    """A row of what there is of four pictures, each with a caption, under the title and the verdict.
+    """A row of what there is of five pictures, each with a caption, under the title and the verdict.
 
     They show the part of the image that the model sees, in its own proportions. Contours of the prediction are those
     of the verdict: a normal image has none.
@@ -70,6 +70,8 @@ def _pictures(prediction: Prediction, scale: ColourScale) -> dict[str, Image.Ima
         pictures = {caption: _with_pose(image, pose, a_map.shape), "anomaly map": pictures["anomaly map"]}
     if truth is not None:
         pictures["ground truth"] = Image.fromarray(truth).convert("RGB")
+    if predicted is not None:
+        pictures["predicted mask"] = Image.fromarray(predicted).convert("RGB")
     named = {"truth white": truth, "prediction cyan": predicted}
     if any(mask is not None for mask in named.values()):
         caption = ", ".join(name for name, mask in named.items() if mask is not None)
@@ -82,9 +84,7 @@ def _predicted(prediction: Prediction, size: tuple[int, int]) -> NDArray[np.bool
     threshold = prediction.thresholds.pixel_threshold
     if prediction.verdict != "anomalous" or threshold is None or prediction.anomaly_map is None:
         return None
-    grown = np.asarray(Image.fromarray(prediction.anomaly_map).resize(size, Image.Resampling.BILINEAR))
-    reached: NDArray[np.bool_] = grown >= threshold
-    return reached
+    return predicted_mask(prediction.anomaly_map, threshold, size)
 
 
 def _with_pose(image: Image.Image, part: PartPose, shape: tuple[int, ...]) -> Image.Image:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from padim.data.transform import Box
 from padim.report.colours import ColourScale
-from padim.report.overlay import overlay
+from padim.report.overlay import overlay, predicted_mask
 from padim.report.panel import panel
 from padim.report.raw import save_npy, save_png16
 from padim.storage.files import atomic_write
@@ -25,7 +28,8 @@ class Pictures:
     Attributes:
         folder: where the pictures go.
         scale: the colours of all of them.
-        panel: whether to put image, heatmap, ground truth and contours side by side, too.
+        panel: whether to put image, heatmap, masks and contours side by side, too.
+        mask: whether to write where the image is anomalous, too.
         raw: `npy` or `png16` to keep the distances, too.
         heatmap: the file of the heatmap, where there is a single image; else it is named like the image.
     """
@@ -33,6 +37,7 @@ class Pictures:
     folder: Path
     scale: ColourScale
     panel: bool = False
+    mask: bool = False
     raw: str | None = None
     heatmap: Path | None = None
 
@@ -57,6 +62,9 @@ class Pictures:
         if self.panel:
             files["panel"] = stem.with_name(f"{stem.name}_panel.png")
             _save(files["panel"], panel(prediction.path.name, prediction, self.scale))
+        if self.mask:
+            files["mask"] = stem.with_name(f"{stem.name}_mask.png")
+            _save(files["mask"], _mask(prediction, sample.original.size, a_map, seen))
         if self.raw == "npy":
             files["raw"] = stem.with_name(f"{stem.name}_map.npy")
             save_npy(files["raw"], a_map)
@@ -64,6 +72,15 @@ class Pictures:
             files["raw"] = stem.with_name(f"{stem.name}_map.png")
             save_png16(files["raw"], a_map, self.scale)
         return {kind: str(path) for kind, path in files.items()}
+
+
+def _mask(prediction: Prediction, size: tuple[int, int], anomaly_map: NDArray[np.float32], seen: Box) -> Image.Image:
+    """White where an image of a width and height is anomalous, black elsewhere and all over a normal image."""
+    mask, threshold = Image.new("L", size), prediction.thresholds.pixel_threshold
+    if prediction.verdict == "anomalous" and threshold is not None:
+        part = predicted_mask(anomaly_map, threshold, (seen.right - seen.left, seen.bottom - seen.top))
+        mask.paste(Image.fromarray(part).convert("L"), seen[:2])
+    return mask
 
 
 def _save(path: Path, picture: Image.Image) -> None:

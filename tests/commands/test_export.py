@@ -157,6 +157,11 @@ def test_evaluation_of_an_export_needs_no_torch_and_gives_the_same_figures(expor
     assert json.loads((exported / "evaluated/texture/eval.json").read_text())["image_auroc"] == truth["image_auroc"]
 
 
+def test_an_exported_graph_is_timed_as_a_whole(exported, data_root, run):
+    result = run("predict", "--model", exported / "model.onnx", data_root / "texture/test/stain", "--timing")
+    assert list(json.loads(result.out.splitlines()[0])["milliseconds"]) == ["read", "graph", "pictures"]
+
+
 def test_models_are_evaluated_on_their_own_categories(exported, data_root, run, tmp_path):
     several = (exported / "model.onnx", exported / "model.safetensors")
     where = ("--data", data_root, "--output", tmp_path, "--json")

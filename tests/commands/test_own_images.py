@@ -273,3 +273,19 @@ def test_verdicts_are_coloured_on_a_terminal_only(run, trained, photos, monkeypa
     assert "\033" not in plain
     assert coloured.count("\033[3") == 1
     assert run(*common).out == plain
+
+
+def test_times_and_pixel_thresholds(run, trained, photos, tmp_path):
+    common = ("predict", "--model", trained / "ok/model.safetensors", photos / "plate/test/stain", "--threshold", 1)
+    result = run(*common, "--timing", "--out", tmp_path, "--mask")
+    for line in map(json.loads, result.out.splitlines()):
+        assert list(line["milliseconds"]) == ["read", "network", "gaussians", "pictures"]
+        assert all(taken > 0 for taken in line["milliseconds"].values())
+        with Image.open(line["mask"]) as mask:
+            assert mask.getextrema()[1] == 255  # the pixel threshold is 1, too
+    assert result.err.splitlines()[-1].startswith("per image: read ")
+    (line, _) = map(json.loads, run(*common, "--pixel-threshold", 1e6, "--out", tmp_path, "--mask").out.splitlines())
+    assert (line["verdict"], line["regions"], "milliseconds" in line) == ("anomalous", [], False)
+    with Image.open(line["mask"]) as mask:
+        assert mask.getbbox() is None
+    assert "say where with --out DIR" in run(*common, "--mask").err

@@ -47,10 +47,10 @@ def has(row, colour):
     return bool((np.asarray(row.crop((0, 45, *row.size))) == colour).all(axis=2)[:, 8:-8].any())
 
 
-def test_an_anomalous_image_has_four_pictures_and_contours(prediction):
+def test_an_anomalous_image_has_all_pictures_and_contours(prediction):
     row = panel("part.png", prediction, SCALE)
     count, proportions = pictures_in(row)
-    assert count == 4
+    assert count == 5
     assert proportions == pytest.approx(4, rel=0.1)
     assert has(row, CYAN)
 
@@ -65,7 +65,7 @@ def test_a_normal_verdict_has_no_contours_of_a_prediction(prediction):
 
 def test_pictures_that_do_not_exist_leave_no_hole(prediction):
     unmasked = replace(prediction, sample=replace(prediction.sample, mask=None))
-    assert pictures_in(panel("part.png", unmasked, SCALE))[0] == 3
+    assert pictures_in(panel("part.png", unmasked, SCALE))[0] == 4
     assert pictures_in(panel("part.png", replace(unmasked, thresholds=Thresholds()), SCALE))[0] == 2
 
 
@@ -75,3 +75,21 @@ def test_a_single_picture_has_the_name_and_format_that_are_asked_for(prediction,
         assert written == {"heatmap": str(tmp_path / name), "panel": str(tmp_path / "part_panel.png")}
         with Image.open(tmp_path / name) as picture:
             assert (picture.format, picture.size) == (kind, (400, 100))
+
+
+def test_the_predicted_mask_has_the_size_of_the_image(prediction, tmp_path):
+    """The map is 15 in a quarter of its sides around the middle; the pixel threshold is 5."""
+    pictures = Pictures(tmp_path, SCALE, mask=True)
+    with Image.open(pictures.write("part", prediction)["mask"]) as mask:
+        assert (mask.mode, mask.size) == ("L", (400, 100))
+        assert set(np.unique(mask)) == {0, 255}
+        left, top, right, bottom = mask.getbbox()
+    assert (left, top) == pytest.approx((20 / 64 * 400, 20 / 64 * 100), abs=4)
+    assert (right, bottom) == pytest.approx((40 / 64 * 400, 40 / 64 * 100), abs=4)
+    seen = replace(prediction, seen=Box(100, 0, 300, 100))
+    with Image.open(pictures.write("part", seen)["mask"]) as mask:
+        assert mask.getbbox()[0] == pytest.approx(100 + 20 / 64 * 200, abs=3)
+    with Image.open(
+        pictures.write("part", replace(prediction, thresholds=Thresholds(16.0, 0.01, 5.0)))["mask"]
+    ) as mask:
+        assert mask.getbbox() is None

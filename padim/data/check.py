@@ -116,7 +116,7 @@ def _check_item(item: Item) -> ItemResult:
     problems = []
     if item.mask:
         try:
-            mask = read_mask(item.mask)
+            mask = read_mask(item.mask, item.frame)
             if mask.size != image.size:
                 problems.append(f"{item.mask}: {mask.size[0]} x {mask.size[1]} pixels, another size than its image")
             elif not mask.getbbox():

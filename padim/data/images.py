@@ -39,13 +39,15 @@ def read_image(path: Path) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
-def read_mask(path: Path) -> Image.Image:
+def read_mask(path: Path, frame: int | None = None) -> Image.Image:
     """A mask in mode L: 255 where the file has anything above 0 in any colour channel, else 0.
+
+    With `frame`, the file is an `.npy` of masks `[frames, h, w]`.
 
     Raises:
         ImageError: as `read_image`.
     """
-    mask = _open(path)
+    mask = _open(path) if frame is None else _one_of(path, frame)
     if mask.mode in ("I;16", "I", "F"):
         mask = Image.fromarray(np.asarray(mask) > 0)
     elif mask.mode not in ("1", "L"):
@@ -69,6 +71,13 @@ def _open(path: Path) -> Image.Image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return image
+
+
+def _one_of(path: Path, frame: int) -> Image.Image:
+    try:
+        return Image.fromarray(np.load(path, mmap_mode="r", allow_pickle=False)[frame] > 0)
+    except Exception as error:  # a damaged file can fail anywhere
+        raise ImageError(f"can't read mask {frame} in {path}: {first_line(error)}") from error
 
 
 @contextmanager

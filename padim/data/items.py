@@ -25,11 +25,13 @@ class Item:
         path: the image file.
         defect: its defect type, "good" for a normal image, None where that isn't known.
         mask: the file of its ground truth, None for a normal image or where there is none.
+        frame: which of the masks in that file is its own, of a file of several.
     """
 
     path: Path
     defect: str | None = None
     mask: Path | None = None
+    frame: int | None = None
 
     @property
     def anomalous(self) -> bool:

@@ -6,6 +6,7 @@ MVTec AD        ROOT/CATEGORY/train/good/000.png
 BTAD            the same with `ok` for `good` and masks named as their images
 MVTec 3D-AD     images in ROOT/CATEGORY/test/DEFECT/rgb, masks in ROOT/CATEGORY/test/DEFECT/gt
 VisA            what ROOT/split_csv/1cls.csv lists
+STC             the frames of ShanghaiTech Campus, see `padim.data.stc`
 plain folders   whatever the user names
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from padim.data.items import GOOD, SUFFIXES, Category, Item, image_with_stem, images_below, images_in, real
+from padim.data.stc import camera, cameras, is_stc
 from padim.errors import PadimError
 
 log = logging.getLogger(__name__)
@@ -32,8 +34,8 @@ _VISA = Path("split_csv", "1cls.csv")
 EXPECTED = (
     "expected ROOT/CATEGORY/train/good/*.png, ROOT/CATEGORY/test/good/*.png, ROOT/CATEGORY/test/DEFECT/*.png"
     " and ROOT/CATEGORY/ground_truth/DEFECT/*_mask.png, as MVTec AD has them"
-    " (https://www.mvtec.com/company/research/datasets/mvtec-ad), or the layout of BTAD, MVTec 3D-AD or VisA;"
-    " images in folders of your own are named with --normal, --test and --defect"
+    " (https://www.mvtec.com/company/research/datasets/mvtec-ad), or the layout of BTAD, MVTec 3D-AD, VisA or"
+    " ShanghaiTech Campus; images in folders of your own are named with --normal, --test and --defect"
 )
 
 
@@ -239,6 +241,7 @@ class Layout(NamedTuple):
 # The first one that is detected is taken.
 LAYOUTS = (
     Layout(lambda root: (root / _VISA).is_file(), _visa_categories, _visa_category),
+    Layout(is_stc, cameras, camera),
     Layout(lambda _: True, _folder_categories, _folder_category),  # MVTec AD, BTAD, MVTec 3D-AD
 )
 

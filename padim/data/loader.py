@@ -151,7 +151,7 @@ class ImageLoader:
             return np.zeros(transform.size, dtype=bool) if item.defect == GOOD else None, False
         if not os.path.isfile(item.mask):
             raise ImageError(f"no mask for {item.path}: expected {item.mask}")
-        mask = read_mask(item.mask)
+        mask = read_mask(item.mask, item.frame)
         if abs(mask.width * image.height - mask.height * image.width) > max(mask.size + image.size):
             raise ImageError(
                 f"the mask {item.mask} is {mask.width} x {mask.height} pixels, another shape than its image"

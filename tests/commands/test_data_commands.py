@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -102,6 +103,33 @@ def test_folders_of_ones_own_give_the_figures_of_the_layout(run, data_root, weig
     refused = run("train", "--defect", parts / "bad", *common)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "pass --normal DIR" in refused.err
+
+
+# ShanghaiTech Campus
+
+
+def test_cameras_are_trained_and_evaluated(run, data_root, weights_file, tmp_path):
+    """A texture as a camera's frames: the masks of a video lie in one file."""
+    texture, masks, labels = data_root / "texture", [], []
+    shutil.copytree(texture / "train/good", tmp_path / "stc/training/frames/01_001")
+    frames = tmp_path / "stc/testing/frames/01_0014"
+    frames.mkdir(parents=True)
+    for number, path in enumerate(sorted((texture / "test").glob("*/*.png"))):
+        shutil.copy(path, frames / f"{number:03}.png")
+        mask = texture / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+        masks.append(np.asarray(Image.open(mask)) if mask.exists() else np.zeros((64, 64), dtype=np.uint8))
+        labels.append(mask.exists())
+    for kind, values in (("test_frame_mask", np.array(labels, dtype=np.int8)), ("test_pixel_mask", np.stack(masks))):
+        (tmp_path / "stc/testing" / kind).mkdir()
+        np.save(tmp_path / f"stc/testing/{kind}/01_0014.npy", values)
+    protocol = ("--weights", weights_file, *PROTOCOL, "--output", tmp_path, "--eval", "--json")
+    found, expected = (
+        json.loads(run("train", "--category", name, "--data", root, *protocol).out.splitlines()[1])
+        for name, root in (("01", tmp_path / "stc"), ("texture", data_root))
+    )
+    for key in ("images", "defective", "unmasked", "image_auroc", "pixel_auroc", "aupro"):
+        assert found[key] == expected[key]
+    assert run("data", "check", tmp_path / "stc").code == 0
 
 
 # padim-reproduce

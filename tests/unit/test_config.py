@@ -26,7 +26,7 @@ def test_every_preset_is_valid_and_has_only_known_fields(path):
     config = read_config(path)
     assert set(tomllib.loads(path.read_text())) <= {"method", *(option.name for option in fields(config))}
     assert preset_path(path.stem) == path
-    whole = path.stem.startswith(("aligned", "anomalib", "cutpaste"))
+    whole = path.stem.startswith(("aligned", "anomalib", "cutpaste", "stc"))
     assert config.image_size == ((256, 256) if whole else (224, 224))
     assert config.method == ("cutpaste" if path.stem.startswith("cutpaste") else "padim")
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from padim import PadimError
+from padim.data.images import read_mask
 from padim.data.items import Item
 from padim.data.layouts import categories, find_category, find_mask, plain_category
+from padim.errors import ImageError
 
 
 def make(root, *names):
@@ -51,6 +54,47 @@ def test_mvtec_3d_ad(tmp_path):
         Item(tmp_path / "bagel/test/good/rgb/0.png", "good"),
         Item(tmp_path / "bagel/test/hole/rgb/0.png", "hole", tmp_path / "bagel/test/hole/gt/0.png"),
     ]
+
+
+@pytest.fixture
+def campus(tmp_path):
+    """Two cameras: a training video each, and one of three frames to test on, the second of which is anomalous."""
+    for camera in ("01", "13"):
+        make(tmp_path, *(f"training/frames/{camera}_001/{number:03}.jpg" for number in range(2)))
+        make(tmp_path, *(f"testing/frames/{camera}_0014/{number:03}.jpg" for number in range(3)))
+        for kind, values in (
+            ("test_frame_mask", np.array([0, 1, 0], dtype=np.int8)),
+            ("test_pixel_mask", np.eye(3, dtype=np.uint8)[[0, 1, 2]][:, None]),
+        ):
+            (tmp_path / "testing" / kind).mkdir(exist_ok=True)
+            np.save(tmp_path / f"testing/{kind}/{camera}_0014.npy", values)
+    return tmp_path
+
+
+def test_shanghaitech_campus(campus):
+    assert categories(campus) == ["01", "13"]
+    category = find_category(campus, "13")
+    assert category.train == [Item(campus / f"training/frames/13_001/{number:03}.jpg", "good") for number in range(2)]
+    frames, masks = campus / "testing/frames/13_0014", campus / "testing/test_pixel_mask/13_0014.npy"
+    assert category.test == [
+        Item(frames / "000.jpg", "good"),
+        Item(frames / "001.jpg", "anomaly", masks, 1),
+        Item(frames / "002.jpg", "good"),
+    ]
+    assert np.array_equal(np.asarray(read_mask(masks, 1)), [[0, 255, 0]])
+    with pytest.raises(ImageError, match="can't read mask 7 in"):
+        read_mask(masks, 7)
+    with pytest.raises(ImageError, match="can't read mask 0 in"):
+        read_mask(campus / "nowhere.npy", 0)
+
+
+@pytest.mark.parametrize("labels", [np.zeros(2), np.zeros((3, 1), dtype=int), None, np.zeros(2, dtype=int)])
+def test_labels_that_fit_no_video_are_refused(campus, labels):
+    path = campus / "testing/test_frame_mask/13_0014.npy"
+    path.write_bytes(b"bad") if labels is None else np.save(path, labels)
+    with pytest.raises(PadimError, match="13_0014"):
+        find_category(campus, "13")
+    assert len(find_category(campus, "01").test) == 3
 
 
 VISA = """object,split,label,image,mask

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import sys
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,9 @@ from padim.storage.files import utf8_path
 
 StateDict = Mapping[str, Tensor]
 Weights = Path | str | StateDict
+
+# What other frameworks write, by suffix; torch's own `.ckpt` is a zip archive.
+_FOREIGN = {".pdparams": "a pickle of Paddle's", ".ckpt": "in MindSpore's format"}
 
 
 def is_counter(key: str) -> bool:
@@ -76,13 +80,20 @@ def read_weights(path: Path) -> StateDict:
     Raises:
         PadimError: the file can't be read, or is something else than a state dict.
     """
+    if path.suffix in _FOREIGN and path.is_file() and not zipfile.is_zipfile(path):
+        raise PadimError(
+            f"the weights {path} are {_FOREIGN[path.suffix]}, which stays unread: convert them once, as"
+            " 'Weights of other frameworks' in docs/guide/weights-and-configuration.md shows"
+        )
     try:
         if path.suffix == ".safetensors":
             with utf8_path(path) as opened:
                 return safetensors.torch.load_file(opened)
         if _is_compressed(path):
             raise ValueError("compressed, which torch never does and which could fill the memory")
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of files that it did not write
+            weights = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise PadimError(f"can't read the weights {path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:

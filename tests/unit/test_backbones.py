@@ -155,6 +155,24 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, how)
     assert not trace.exists()
 
 
+@pytest.mark.parametrize(("suffix", "framework"), [(".pdparams", "Paddle's"), (".ckpt", "MindSpore's")])
+def test_weights_of_other_frameworks_stay_unread(tmp_path, suffix, framework, random_weights):
+    path, trace = tmp_path / f"weights{suffix}", tmp_path / "it ran"
+    path.write_bytes(pickle.dumps(Payload(trace)))
+    with pytest.raises(PadimError, match=rf"{framework}.*stays unread: convert them once, .*weights-and-configuration"):
+        read_weights(path)
+    assert not trace.exists()
+    torch.save(random_weights, path)  # whatever it is called
+    assert read_weights(path).keys() == random_weights.keys()
+
+
+@pytest.mark.filterwarnings("error")
+def test_torch_says_nothing_of_foreign_files(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps([1, 2], protocol=4))
+    with pytest.raises(PadimError):
+        read_weights(tmp_path / "weights.pth")
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("kept", [0, 10, 10_000])
 def test_truncated_weights(random_weights, tmp_path, suffix, kept):

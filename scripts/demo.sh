@@ -20,15 +20,14 @@ done
 echo "Heatmaps: demo/heatmaps; scores: demo/texture.jsonl, demo/object.jsonl and demo/plate.jsonl"
 echo "Exporting a model, and evaluating the export:"
 padim-export --model demo/runs/object/model.safetensors
-padim-eval --model demo/runs/object/model.safetensors --data demo/data --output demo/runs --json >demo/torch.json
-padim-eval --model demo/runs/object/model.onnx --data demo/data --output demo/exported --json >demo/onnx.json
+padim-eval --model demo/runs/object/model.onnx --data demo/data --output demo/exported
 echo "Predicting with the export, without torch:"
 python -c 'import sys; sys.modules["torch"] = None; from padim.cli.predict import main; sys.exit(main())' \
     --model demo/runs/object/model.onnx demo/data/object/test >demo/onnx.jsonl
 python - <<'END'
 import json
 
-figures = [json.load(open(f"demo/{name}.json")) for name in ("torch", "onnx")]
+figures = [json.load(open(f"demo/{folder}/object/eval.json")) for folder in ("runs", "exported")]
 lines = [[json.loads(line) for line in open(f"demo/{name}.jsonl")] for name in ("object", "onnx")]
 keys = "image_auroc", "pixel_auroc", "aupro", "pixel_ap", "defects_found"
 pairs = [(figures[0][key], figures[1][key]) for key in keys] + [(a["score"], b["score"]) for a, b in zip(*lines)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from padim import Config
 from padim.data.synth import write_category
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+# Where several processes share the cores, each computes on its part of them.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
 # Fast enough for unit tests: a 16 x 16 grid of patches.
 SMALL = Config(channels=20, resize=(64,), crop=(64,), batch_size=4)

@@ -69,7 +69,7 @@ def test_what_is_evaluated_is_what_was_written(run, data_root, weights_file, tmp
     where = ("--category", "texture", "--data", data_root, "--output", tmp_path, "--json")
     result = run("train", *where, "--weights", weights_file, *PROTOCOL, "--storage", "fp16", "--eval")
     written, read = json.loads(result.out.splitlines()[1]), json.loads(run("eval", *where).out)
-    assert written | {key: read[key] for key in ("seconds", "peak_memory_bytes")} == read
+    assert written | {key: read[key] for key in ("seconds", "images_per_second", "peak_memory_bytes")} == read
 
 
 def test_the_same_command_gives_the_same_model(run, data_root, weights_file, tmp_path):

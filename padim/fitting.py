@@ -75,20 +75,31 @@ class TrainingFeatures:
             stop = start + features[0].shape[2]
             moments.add([level[:, :, columns[start:stop]] for level in features])
             start = stop
+        if start != len(columns):
+            raise PadimError("a training image was gone when it was read again: train once more")
         return _of_all_processes(moments)
 
 
-def highest(scores: NDArray[np.float32], share: float, images: int) -> NDArray[np.int64]:
-    """The positions of the share of the images with the highest leave-one-out scores `[n]`, rounded up.
+def trimmed_count(share: float, images: int) -> int:
+    """How many of the images a share is, rounded up.
 
     Raises:
-        PadimError: not all of the images have a score, or fewer than two would be left.
+        PadimError: fewer than three would be left, which a calibration takes.
+    """
+    count = math.ceil(share * images - 1e-9)
+    if images - count < 3:
+        raise PadimError(f"trim: {images - count} of {images} training images would be left, at least 3 are needed")
+    return count
+
+
+def highest(scores: NDArray[np.float32], count: int, images: int) -> NDArray[np.int64]:
+    """The positions of so many images with the highest leave-one-out scores `[images]`, ascending.
+
+    Raises:
+        PadimError: not all of the images have a score.
     """
     if len(scores) != images:
         raise PadimError("trim: the training images can't be gone through again, to score them")
-    count = math.ceil(share * images - 1e-9)
-    if images - count < 2:
-        raise PadimError(f"trim: {images - count} of {images} training images would be left, at least two are needed")
     return np.sort(np.argsort(-scores, kind="stable")[:count])
 
 

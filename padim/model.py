@@ -21,7 +21,7 @@ from padim.detectors.scores import Scores
 from padim.embedding import ChannelSelection, draw_channels
 from padim.errors import PadimError
 from padim.extractor import Backbone
-from padim.fitting import TrainingFeatures, highest
+from padim.fitting import TrainingFeatures, highest, trimmed_count
 from padim.gaussian.moments import Moments, rebatch
 from padim.gaussian.shared import Gaussian
 from padim.pyramid import Pyramid
@@ -119,11 +119,12 @@ class Padim(Detector):
             carried = moments.copy() if options.keep_moments or options.update or trim else None
             gaussian = Gaussian.fit(moments, self.config.epsilon)  # which uses the moments up
             tally, trimmed = Tally(), np.empty(0, dtype=np.int64)
+            left_out = trimmed_count(trim, added) if trim else 0
             if images > 2 and (options.calibrate or trim):
                 tally = self._left_out(gaussian, features, images, frame)
             scores = distributed.gathered(tally.scores())
             if trim and carried:
-                trimmed = highest(scores, trim, added)
+                trimmed = highest(scores, left_out, added)
                 stays = distributed.own_part(~np.isin(np.arange(added), trimmed), len(tally.scores()))
                 carried.remove(features.moments_of(~stays, carried.shift))
                 images = carried.count // examples

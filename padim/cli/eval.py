@@ -116,9 +116,10 @@ def _category(options: argparse.Namespace, name: str, folder: Path) -> Category:
     """
     from padim.pipeline.remembered import own_category
 
-    if in_own_folders(options) or options.data != default_data():
+    own = None if in_own_folders(options) or options.data else own_category(folder, name)
+    if own is None or (not own.test and (default_data() / name).is_dir()):
         return category_from(options, name)
-    return own_category(folder, name) or category_from(options, name)
+    return own
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def evaluated(
     name, unmasked = evaluation.category, evaluation.unmasked
     if evaluation.remark:
         log.warning("%s: %s", name, evaluation.remark)
-    outside = describe_outside(evaluation.images)
+    outside = describe_outside(evaluation.images, scorer)
     for advice in evaluation.advice if options.detailed else filter(None, [outside]):
         log.warning("%s: %s", name, advice)
     if unmasked:

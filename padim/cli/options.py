@@ -22,7 +22,6 @@ def add_data_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        default=default_data(),
         metavar="ROOT",
         help="folder of the categories (default: the variable PADIM_DATA, or data/mvtec)",
     )
@@ -54,7 +53,7 @@ def category_from(options: argparse.Namespace, name: str) -> Category:
     if in_own_folders(options):
         normal = getattr(options, "normal", None)
         return plain_category(name, normal, options.test, options.defect, options.masks)
-    return find_category(options.data, name)
+    return find_category(options.data or default_data(), name)
 
 
 def in_own_folders(options: argparse.Namespace) -> bool:

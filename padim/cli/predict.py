@@ -19,7 +19,7 @@ from padim.cli.options import (
     scorer_from,
 )
 from padim.cli.results import Results, coloured
-from padim.data.items import SUFFIXES
+from padim.data.items import SUFFIXES, real
 from padim.errors import PadimError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def parser(prog: str = "padim-predict") -> Parser:
     """The command's options."""
     result = Parser(
         prog=prog,
-        description="Score images, write a heatmap of each, and print one JSON line per image.",
+        description="Score images, print one JSON line per image, and draw where they deviate.",
     )
     result.add_argument("inputs", nargs="*", type=Path, metavar="IMAGE_OR_FOLDER", help="images; folders recursively")
     result.add_argument(
@@ -126,13 +126,18 @@ def _predict(options: argparse.Namespace) -> int:
     from padim.data.layouts import find_mask
 
     names = collect_images(options.inputs, *_result_folders(options))
+    if options.out and real(options.out) in map(real, names):
+        raise PadimError(f"--out {options.out} is the image itself: name another picture")
     if _is_picture(options.out) and len(names) > 1:
         raise PadimError(f"--out {options.out} names one picture, and there are {len(names)} images: name a folder")
     items = [Item(path, mask=find_mask(path) if options.panel else None) for path in names]
     predict, results = _prepared(options)
-    with progress_bars() as progress:
-        for prediction in predict(items, progress):
-            results.add(prediction, names[prediction.path])
+    try:
+        with progress_bars() as progress:
+            for prediction in predict(items, progress):
+                results.add(prediction, names[prediction.path])
+    finally:  # also of what was scored before Ctrl-C
+        results.write_table()
     results.close()
     return USER_ERROR if results.failed else 0
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from padim.backbones import ARCHITECTURES
 from padim.cli.command import USER_ERROR, Parser, command, progress_bars
-from padim.cli.options import add_data_option, pick_device, positive
+from padim.cli.options import add_data_option, default_data, pick_device, positive
 from padim.cli.tables import aligned
 from padim.errors import PadimError
 from padim.system.machine import cores
@@ -80,6 +80,7 @@ def parser(prog: str = "padim-reproduce") -> Parser:
 def main(arguments: Sequence[str] | None = None, prog: str = "padim-reproduce") -> int:
     """Run the command; returns its exit code."""
     options = parser(prog).parse_args(arguments)
+    options.data = options.data or default_data()
     if options.address and options.backend == "loky":
         raise PadimError("--address is for --backend dask and --backend ray")
     if options.address:  # other machines have other working directories

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from padim.errors import ImageError, PadimError
+from padim.storage.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from padim.pipeline.predict import Prediction
@@ -38,7 +39,11 @@ class Results:
 
     def __init__(self, options: argparse.Namespace, pictures: Pictures | None) -> None:
         self._pictures, self._sorted, self._csv = pictures, options.sort, options.csv
-        self._start, self._counts, self._rows = time.perf_counter(), Counter[str | None](), list[dict[str, Any]]()
+        self._start, self._counts, self._rows = time.perf_counter(), Counter[str](), list[dict[str, Any]]()
+        for folder in filter(None, (self._csv and self._csv.parent, self._sorted)):
+            check_writable(folder)
+        if self._csv and self._csv.is_dir():
+            raise PadimError(f"--csv {self._csv} is a folder: name a file")
         self._taken, self.failed = Counter[str](), 0
 
     def line(self, prediction: Prediction, name: Path) -> dict[str, Any]:
@@ -61,31 +66,30 @@ class Results:
         """Make of an image what is to be made, and print its line."""
         if isinstance(prediction.problem, ImageError):  # which was said when it was read
             self._counts["unreadable"] += 1
+            self._rows.append(prediction.summary())
             return
         line = self.line(prediction, name)
         print(coloured(line), flush=True)
         self._counts[line["verdict"] or "scored"] += 1
-        if self._csv:
-            self._rows.append(line | ({"regions": len(line["regions"])} if "regions" in line else {}))
+        self._rows.append(line | ({"regions": len(line["regions"])} if "regions" in line else {}))
         if "error" in line:
             log.error("%s", line["error"])
             self.failed += 1
 
     def close(self) -> None:
-        """Write the table, and say on stderr how many images there were.
+        """Say on stderr how many images there were.
 
         Raises:
-            PadimError: none could be read, or the table can't be written.
+            PadimError: none could be read.
         """
         scored = self._counts.total() - self._counts["unreadable"]
         if not scored:
             raise PadimError("none of the images could be read")
-        if self._csv:
-            self._write_table()
         rate = scored / (time.perf_counter() - self._start)
         anomalous = "" if self._counts["scored"] else f"{self._counts['anomalous']} anomalous, "
         unreadable = f"{self._counts['unreadable']} unreadable, " if self._counts["unreadable"] else ""
-        print(f"{self._counts.total()} images: {anomalous}{unreadable}{rate:.1f} images/s", file=sys.stderr)
+        images = "image" if self._counts.total() == 1 else "images"
+        print(f"{self._counts.total()} {images}: {anomalous}{unreadable}{rate:.1f} images/s", file=sys.stderr)
         if self._taken:
             stages = (f"{stage} {taken / scored:.1f} ms" for stage, taken in self._taken.items())
             print(f"per image: {', '.join(stages)}", file=sys.stderr)
@@ -95,9 +99,14 @@ class Results:
 
         return sort_image(self._sorted, verdict, path, name.with_name(path.name))
 
-    def _write_table(self) -> None:
-        from padim.storage.files import write_text
+    def write_table(self) -> None:
+        """Write the rows of what was scored so far, where a table is wanted.
 
+        Raises:
+            PadimError: it can't be written.
+        """
+        if not self._csv:
+            return
         text = io.StringIO(newline="")
         table = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
         table.writeheader()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from padim.cli.command import USER_ERROR, Failures, Parser, command, progress_bars
-from padim.cli.evaluating import check_tests, evaluated, evaluation_tables
+from padim.cli.evaluating import check_tests, evaluated, evaluation_tables, warn_of_crop
 from padim.cli.options import (
     add_data_option,
     add_folder_options,
@@ -22,6 +22,7 @@ from padim.cli.options import (
     add_strict_option,
     add_verbose_option,
     category_from,
+    default_data,
     in_own_folders,
     pick_device,
     positive,
@@ -37,7 +38,7 @@ from padim.cli.protocol import (
     given_fields,
     method_of,
 )
-from padim.cli.training import say_summary, say_what_is_seen
+from padim.cli.training import say_size, say_summary
 from padim.config import FALSE_ALARM_RATE, BaseConfig, Config
 from padim.cutpaste.config import CutPasteConfig
 from padim.detectors.options import FitOptions
@@ -153,6 +154,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
     looks = options.print_config or options.dry_run or getattr(options, "show_augmentations", None)
     if options.align == AUTO and looks:
         raise PadimError("--align auto is decided by a training: to look ahead, take none, shift or rotate")
+    if vars(options).get("ignore") and options.align not in (None, "none"):
+        raise PadimError("--ignore and --align exclude each other: pixels to ignore lie where the camera sees them")
     if options.print_config:
         print(config.to_toml(), end="")
         return 0
@@ -183,6 +186,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
                 if options.eval:
                     check_tests(category, options)
                 aligned = _aligned(category, config, options, progress) if options.align == AUTO else config
+                if rank() == 0:
+                    say_size(category, aligned, options)
                 trained = train_category(
                     category,
                     aligned,
@@ -197,8 +202,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
                 )
                 if rank() > 0:  # the first process has all that there is to say
                     continue
-                cropped = say_what_is_seen(category, aligned, options, again=cropped)
                 say_summary(trained.summary(), options)
+                cropped = cropped or warn_of_crop(aligned, name, category.train)
                 if options.eval:
                     evaluations += evaluated(trained.detector, category, options, progress)
     if evaluations and not options.json:
@@ -296,7 +301,7 @@ def _names(options: argparse.Namespace) -> list[str]:
         return given or [real(options.normal).name]
     if not given:
         raise PadimError("which category? Pass --category NAME, --category all, or --normal DIR for your own images")
-    there = categories(options.data)
+    there = categories(options.data or default_data())
     return there if "all" in given else given
 
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from padim.cli.evaluating import warn_of_crop
 from padim.cli.protocol import asks_for_size
 
 if TYPE_CHECKING:
@@ -22,18 +21,12 @@ log = logging.getLogger(__name__)
 _NAMED = 5
 
 
-def say_what_is_seen(category: Category, config: BaseConfig, options: argparse.Namespace, *, again: bool) -> bool:
-    """Say on stderr how images of one's own are resized, or that a protocol crops much, unless it was said before.
-
-    Returns:
-        Whether the latter was said, now or before.
-    """
+def say_size(category: Category, config: BaseConfig, options: argparse.Namespace) -> None:
+    """Say on stderr how images of one's own are resized, unless the options say so."""
     from padim.pipeline.size import describe_size
 
     if options.normal and not vars(options).get("update") and not asks_for_size(options):
         print(f"{category.name}: {describe_size(config, category.train)}", file=sys.stderr)
-        return again
-    return again or warn_of_crop(config, category.name, category.train)
 
 
 def say_summary(summary: Mapping[str, Any], options: argparse.Namespace) -> None:
@@ -47,6 +40,16 @@ def say_summary(summary: Mapping[str, Any], options: argparse.Namespace) -> None
         )
     if len(unusual) > _NAMED:
         log.warning("%s: and so do %d more, which train.json names", name, len(unusual) - _NAMED)
+    if summary["trimmed"]:
+        log.warning(
+            "%s: if the %d images that were left out are good, up to %.1f %% more of fresh good parts are rejected;"
+            " train.json names them",
+            *(
+                name,
+                len(summary["trimmed"]),
+                100 * len(summary["trimmed"]) / (summary["images"] + len(summary["trimmed"])),
+            ),
+        )
 
 
 def _warn_of_rate(summary: Mapping[str, Any], asked: float | None) -> None:

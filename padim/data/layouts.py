@@ -108,7 +108,8 @@ def plain_category(
     if defect:
         for path in _found_below(defect, masks):
             inside = path.relative_to(defect).parts[:-1]
-            tests.append(_with_mask(Item(path, inside[0] if inside else "defect"), defect, masks))
+            kind = inside[0] if inside and inside[0] not in _NORMAL else "defect"
+            tests.append(_with_mask(Item(path, kind), defect, masks))
     return Category(name, train, tests, {use: folder.absolute() for use, folder in named.items() if folder})
 
 

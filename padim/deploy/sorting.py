@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import filecmp
-import os
 import shutil
 from pathlib import Path
 
+from padim.data.items import real
 from padim.errors import PadimError
 from padim.storage.files import atomic_write
 
@@ -16,7 +16,7 @@ VERDICTS = ("normal", "anomalous")
 def sort_image(folder: Path, verdict: str, image: Path, name: Path) -> Path:
     """Put a link to an image into the folder of its verdict, or a copy where links can't be made.
 
-    A link that an earlier verdict has put into the other folder is removed; nothing else is.
+    A link or copy that an earlier verdict has put into the other folder is removed; nothing else is.
 
     Args:
         folder: has the folders of the verdicts.
@@ -28,21 +28,27 @@ def sort_image(folder: Path, verdict: str, image: Path, name: Path) -> Path:
         The path of the link or copy.
 
     Raises:
-        PadimError: another file is there, or nothing can be written.
+        PadimError: another file or link is there, or nothing can be written.
     """
-    path = folder / verdict / name
-    if path.exists() and not path.is_symlink() and not filecmp.cmp(path, image, shallow=False):
+    source, path = real(image), folder / verdict / name
+    for place in (path, *(folder / other / name for other in VERDICTS if other != verdict)):
+        if place.is_symlink() and real(place) not in (source, place) and place.exists():
+            raise PadimError(f"{place} is a link to another image: choose another folder with --sort")
+        if place.is_symlink() or (place != path and place.exists() and _is_copy(place, source)):
+            place.unlink()
+    if path.exists():
+        if _is_copy(path, source) or real(path) == source:
+            return path
         raise PadimError(f"{path} is another file: choose another folder with --sort")
-    if path.exists() and not path.is_symlink():
-        return path
-    for other in VERDICTS:
-        if (folder / other / name).is_symlink():
-            (folder / other / name).unlink()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(image.absolute())
+        path.symlink_to(source)
     except OSError:  # a file system without links
         with atomic_write(path) as temporary:
-            shutil.copyfile(image, temporary)
-            os.utime(temporary)
+            shutil.copyfile(source, temporary)
     return path
+
+
+def _is_copy(path: Path, source: Path) -> bool:
+    """Whether a file is another one with the same content."""
+    return real(path) != source and path.is_file() and filecmp.cmp(path, source, shallow=False)

@@ -97,7 +97,7 @@ class Detector(nn.Module, ABC):
             PadimError: the method or the configuration does not allow it, or the mask marks nothing or everything.
         """
         if not self.has_maps or self.config.align != "none" or self.config.rotation:
-            raise PadimError("pixels can be ignored by methods with anomaly maps, and where --align moves no image")
+            raise PadimError("only a method with anomaly maps can ignore pixels, and only where images are not moved")
         if mask.shape != self.config.image_size or mask.all() or not mask.any():
             raise PadimError("the mask of pixels to ignore marks nothing or everything of what the model sees")
         self.ignored = torch.tensor(mask, device=self.device)

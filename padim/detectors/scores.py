@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,10 @@ class Scorer(Protocol):
     @property
     def alignment(self) -> Alignment | None:
         """The common frame that images are moved into, for a model that aligns them."""
+
+    @property
+    def ignored(self) -> Any:
+        """The pixels `[h, w]` that scores do not depend on, as a tensor or array; None if there are none."""
 
     def training_embeddings(self) -> NDArray[np.float32] | None:
         """Those of the training images `[n, d]`, from a detector that compares whole images by them."""

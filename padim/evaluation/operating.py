@@ -13,6 +13,7 @@ from padim.calibration import Calibration, Thresholds
 from padim.evaluation.metrics import Curve
 
 if TYPE_CHECKING:
+    from padim.detectors.scores import Scorer
     from padim.evaluation.category import ImageResult
 
 # The false-alarm rates that are looked at beside the one that was chosen.
@@ -60,17 +61,19 @@ class DefectType:
 
 def flagged(images: Sequence[ImageResult], threshold: float | None) -> float | None:
     """The share of images that are anomalous by a threshold; None without a threshold or an image."""
-    if not images or threshold is None:
-        return None
-    verdicts = [Thresholds(threshold).is_anomalous(image.score, found=image.found) for image in images]
-    return sum(map(bool, verdicts)) / len(images)
+    return None if not images or threshold is None else count_flagged(images, threshold) / len(images)
+
+
+def count_flagged(images: Sequence[ImageResult], threshold: float) -> int:
+    """How many images are anomalous by a threshold."""
+    return sum(bool(Thresholds(threshold).is_anomalous(image.score, found=image.found)) for image in images)
 
 
 def operating_points(images: Sequence[ImageResult], calibration: Calibration | None) -> list[OperatingPoint]:
     """What each of `RATES` means on test images; nothing without a calibration."""
     if calibration is None:
         return []
-    normal, defective = _split(images)
+    normal, defective = split(images)
     points = []
     for rate in RATES:
         threshold = calibration.threshold(rate) if rate >= calibration.smallest_rate() else None
@@ -80,7 +83,7 @@ def operating_points(images: Sequence[ImageResult], calibration: Calibration | N
 
 def defect_types(images: Sequence[ImageResult], threshold: float | None) -> list[DefectType]:
     """The defect types of test images, by name."""
-    normal, defective = _split(images)
+    normal, defective = split(images)
     types = []
     for name in sorted({str(image.item.defect) for image in defective}):
         own = [image for image in defective if image.item.defect == name]
@@ -92,12 +95,11 @@ def defect_types(images: Sequence[ImageResult], threshold: float | None) -> list
     return types
 
 
-def advice(
-    images: Sequence[ImageResult], thresholds: Thresholds, calibration: Calibration | None, *, aligned: bool = False
-) -> list[str]:
-    """What a user should know of the figures of a model, which may be an aligned one, and may try; a sentence each."""
-    found, rate = flagged(_split(images)[1], thresholds.threshold), thresholds.false_alarm_rate
-    known, outside = len(calibration.scores) if calibration else 0, describe_outside(images)
+def advice(images: Sequence[ImageResult], thresholds: Thresholds, scorer: Scorer) -> list[str]:
+    """What a user should know of the figures of a model, and may try, a sentence each."""
+    calibration, rate = scorer.calibration, thresholds.false_alarm_rate
+    found = flagged(split(images)[1], thresholds.threshold)
+    known, outside = len(calibration.scores) if calibration else 0, describe_outside(images, scorer)
     said = [outside] if outside else []
     if rate is not None and calibration and math.floor(rate * (known + 1) + 1e-9) == 1:
         said.append(
@@ -105,7 +107,8 @@ def advice(
             f" choose a larger --false-alarm-rate than {rate:.3g}"
         )
     if found is not None and found < _FEW:
-        align = "" if aligned else ", and --align for parts that lie shifted or turned"
+        moved = scorer.alignment is not None or scorer.ignored is not None
+        align = "" if moved else ", and --align for parts that lie shifted or turned"
         said.append(
             f"{found:.0%} of the defects are found: a larger --false-alarm-rate finds more; so may more training"
             f" images, a larger --size for small defects{align}"
@@ -113,16 +116,18 @@ def advice(
     return said
 
 
-def describe_outside(images: Sequence[ImageResult]) -> str | None:
-    """How many defects lie outside what the model sees, if any, in a sentence."""
-    defective = _split(images)[1]
+def describe_outside(images: Sequence[ImageResult], scorer: Scorer) -> str | None:
+    """How many defects lie outside what a model sees, if any, in a sentence."""
+    defective = split(images)[1]
     outside = sum(image.outside for image in defective)
     if not outside:
         return None
-    return f"{outside} of {len(defective)} defects lie outside what the model sees: --size in training crops nothing"
+    cure = ": --size in training crops nothing" if scorer.config.crop else ""
+    ignored = ", or in what it ignores" if scorer.ignored is not None else ""
+    return f"{outside} of {len(defective)} defects lie outside what the model sees{ignored}{cure}"
 
 
-def _split(images: Sequence[ImageResult]) -> tuple[list[ImageResult], list[ImageResult]]:
+def split(images: Sequence[ImageResult]) -> tuple[list[ImageResult], list[ImageResult]]:
     """The normal and the defective ones."""
     normal = [image for image in images if not image.item.anomalous]
     return normal, [image for image in images if image.item.anomalous]

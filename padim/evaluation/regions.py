@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -27,15 +28,30 @@ class Region(NamedTuple):
     peak: float
 
 
-def anomalous_regions(anomaly_map: NDArray[np.floating], threshold: float, seen: Box) -> list[Region]:
-    """The 8-connected regions of a map that reach a threshold, the one with the highest peak first.
+def anomalous_pixels(anomaly_map: NDArray[np.floating], threshold: float, peak: float) -> NDArray[np.bool_]:
+    """The pixels of a map `[h, w]` that reach a threshold, in 8-connected regions whose highest one reaches `peak`.
+
+    So a verdict has the regions that make an image anomalous, and not those that normal images have, too.
+    """
+    labels, count = scipy.ndimage.label(anomaly_map >= threshold, structure=EIGHT_CONNECTED)
+    peaks = scipy.ndimage.maximum(anomaly_map, labels, range(1, count + 1))
+    kept: NDArray[np.bool_] = np.append(False, np.asarray(peaks) >= peak)[labels]
+    return kept
+
+
+def anomalous_regions(
+    anomaly_map: NDArray[np.floating], threshold: float, seen: Box, peak: float = -math.inf
+) -> list[Region]:
+    """The regions of `anomalous_pixels`, the one with the highest peak first.
 
     Args:
         anomaly_map: `[h, w]`.
         threshold: distance from which a pixel counts.
         seen: the part of the original image that the map covers, in its pixels.
+        peak: the distance that the highest pixel of a region has to reach; any, by default.
     """
-    labels, count = scipy.ndimage.label(anomaly_map >= threshold, structure=EIGHT_CONNECTED)
+    pixels = anomalous_pixels(anomaly_map, threshold, peak)
+    labels, count = scipy.ndimage.label(pixels, structure=EIGHT_CONNECTED)
     x, y = (seen.right - seen.left) / anomaly_map.shape[1], (seen.bottom - seen.top) / anomaly_map.shape[0]
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     peaks = scipy.ndimage.maximum(anomaly_map, labels, range(1, count + 1))

@@ -73,7 +73,7 @@ def evaluate_category(
         thresholds,
         operating_points(images, scorer.calibration),
         defect_types(images, thresholds.threshold),
-        advice(images, thresholds, scorer.calibration, aligned=scorer.alignment is not None),
+        advice(images, thresholds, scorer),
         scorer.config.remark,
         page,
         seconds,

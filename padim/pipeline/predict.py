@@ -164,6 +164,8 @@ def _predicted(
 
 def _with_map(plain: Prediction, anomaly_map: NDArray[np.float32], seen: Box) -> Prediction:
     """The prediction with its map, and the regions of an anomalous image."""
-    pixel = plain.thresholds.pixel_threshold
-    regions = anomalous_regions(anomaly_map, pixel, seen) if plain.verdict == "anomalous" and pixel else []
+    pixel, peak = plain.thresholds.pixel_threshold, plain.thresholds.threshold
+    regions: Sequence[Region] = []
+    if plain.verdict == "anomalous" and pixel is not None and peak is not None:
+        regions = anomalous_regions(anomaly_map, pixel, seen, peak)
     return dataclasses.replace(plain, regions=regions, anomaly_map=anomaly_map)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -13,20 +14,29 @@ from padim.errors import PadimError
 
 
 def own_category(folder: Path, name: str) -> Category | None:
-    """The test images in the folders that the model of a folder was trained with; None if it was with a data set.
+    """The images to test on in the folders that the model of a folder was trained with.
+
+    There may be none; None if the training was with a data set.
 
     Raises:
-        PadimError: they aren't there any more.
+        PadimError: the folders aren't there any more.
     """
-    remembered = _summary(folder).get("folders")
-    if not remembered:
+    folders = remembered_folders(folder)
+    if not folders:
         return None
     try:
-        return plain_category(name, None, *(remembered.get(name) for name in ("test", "defect", "masks")))
-    except (AttributeError, TypeError) as error:
-        raise PadimError(f"{folder / 'train.json'} is damaged: pass --test and --defect") from error
+        tests = plain_category(name, None, *(folders.get(use) for use in ("test", "defect", "masks")))
     except PadimError as error:
         raise PadimError(f"{error}; the model was trained with it: pass --test and --defect") from error
+    return dataclasses.replace(tests, folders=folders)
+
+
+def remembered_folders(folder: Path) -> dict[str, Path]:
+    """The folders of one's own that the model of a folder was trained with, see `Category`."""
+    folders = _summary(folder).get("folders")
+    if not isinstance(folders, dict):
+        return {}
+    return {use: Path(path) for use, path in folders.items() if isinstance(path, str)}
 
 
 def unusual_images(folder: Path) -> dict[Path, float]:

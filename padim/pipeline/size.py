@@ -58,7 +58,7 @@ def describe_size(config: BaseConfig, items: Sequence[Item]) -> str:
     width, height = sizes[0][0] if sizes else (0, 0)
     usual = f"{width} x {height}" if len(sizes) == 1 else f"{len(sizes)} sizes, mostly {width} x {height}"
     rows, columns = config.image_size
-    return f"images of {usual} pixels are seen whole, resized to {columns} x {rows} (--size HEIGHT WIDTH changes that)"
+    return f"images of {usual} pixels are seen whole, resized to {columns} x {rows}, which is --size {rows} {columns}"
 
 
 def describe_crop(config: BaseConfig, items: Sequence[Item]) -> str | None:
@@ -102,10 +102,15 @@ def ignored_pixels(path: Path, items: Sequence[Item], transform: Transform) -> N
         width, height = sizes[0][0]
         raise PadimError(
             f"the mask {path} is {mask.width} x {mask.height} pixels, the training images are {width} x {height}:"
-            " draw it over one of them"
+            " make a black picture of their size, white where nothing is to be looked at"
         )
     # Resized in numbers without rounding, all that is touched by the mask differs from 0.
     touched: NDArray[np.bool_] = np.asarray(transform.image(mask.convert("F"))) != 0
+    if touched.all() or not touched.any():
+        what = "everything" if touched.any() else "nothing"
+        raise PadimError(
+            f"the mask {path} marks {what} of what the model sees: it has to be black but for what to ignore"
+        )
     return touched
 
 

@@ -23,6 +23,7 @@ from padim.detectors.contract import Detector
 from padim.detectors.options import FitOptions, FitResult
 from padim.detectors.registry import load, model_config, new_detector
 from padim.errors import ImageError, PadimError
+from padim.pipeline.remembered import remembered_folders
 from padim.pipeline.size import check_rigid, ignored_pixels
 from padim.storage.files import check_writable, write_json
 from padim.system import distributed
@@ -147,6 +148,8 @@ def train_category(
         detector = load(update_from, weights=weights, device=device)
     else:
         detector = make(config, weights=weights, device=device)
+    if options.ignore and update_from:
+        raise PadimError("an update keeps the pixels that the model ignores: omit the mask")
     if options.ignore:
         detector.ignore(ignored_pixels(options.ignore, category.train, transform))
     earlier = detector.provenance.images
@@ -165,6 +168,8 @@ def train_category(
         detector = load(path, weights=weights, device=device)
     thresholds = Thresholds.calibrated(detector.calibration, detector.provenance.false_alarm_rate)
     added, folders = fit.images - earlier, category.folders
+    if update_from and folder:
+        folders = {**remembered_folders(folder), **folders}
     result = TrainResult(
         detector, category.name, path, fit, added, skipped, folders, scored, trimmed, thresholds, taken
     )
@@ -186,6 +191,7 @@ def _scored_images(
     if fit.scores is None or len(used) != len(fit.scores):  # one was gone before the second pass
         return {}, []
     paths = [items[number].path for number in used]
+    paths = [path.absolute() for path in paths]
     unusual = [position for position in outlying(fit.scores) if position not in fit.trimmed]
     scores = {paths[position]: shortest(fit.scores[position]) for position in unusual}
     return scores, [paths[position] for position in fit.trimmed]

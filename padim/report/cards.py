@@ -14,6 +14,7 @@ from padim.calibration import Thresholds
 from padim.data.items import GOOD
 from padim.evaluation.category import ImageResult
 from padim.evaluation.metrics import Bools
+from padim.evaluation.regions import anomalous_pixels
 from padim.report.colours import ColourScale
 from padim.report.overlay import border
 
@@ -49,7 +50,7 @@ def card(result: ImageResult, scale: ColourScale, thresholds: Thresholds | None 
         thresholds: what is anomalous; None for a training image, which gets no verdict.
     """
     verdict = _verdict(result, thresholds) if thresholds else ""
-    pictures = _pictures(result, scale, thresholds.pixel_threshold if thresholds else None)
+    pictures = _pictures(result, scale, thresholds or Thresholds())
     tags = {kind: _tag(kind, uri, result) for kind, uri in pictures.items()}
     views = [tags.pop("map", ""), "".join(tags.values())][::-1]
     defect = html.escape(result.item.defect or GOOD)
@@ -97,7 +98,7 @@ def _tag(kind: str, uri: str, result: ImageResult) -> str:
     return f'<img class="{kind}" loading="lazy" alt="{alt}" src="{uri}">'
 
 
-def _pictures(result: ImageResult, scale: ColourScale, pixel_threshold: float | None) -> dict[str, str]:
+def _pictures(result: ImageResult, scale: ColourScale, thresholds: Thresholds) -> dict[str, str]:
     """The pictures that there are of an image, by kind, each to be laid over the first one."""
     assert result.image is not None  # the evaluation was asked to keep it
     pictures = {"image": _data_uri(Image.fromarray(result.image))}
@@ -106,8 +107,10 @@ def _pictures(result: ImageResult, scale: ColourScale, pixel_threshold: float | 
     if result.mask is not None and result.mask.any():
         pictures["mask"] = _layer(result.mask, _TRUTH)
         pictures["truth"] = _layer(border(result.mask), _TRUTH)
-    if result.anomaly_map is not None and pixel_threshold is not None:
-        predicted = result.anomaly_map >= pixel_threshold
+    pixel, peak = thresholds.pixel_threshold, thresholds.threshold
+    if result.anomaly_map is not None and pixel is not None and peak is not None:
+        # The slider may make an image anomalous: then its highest region shows.
+        predicted = anomalous_pixels(result.anomaly_map, pixel, min(peak, result.score))
         if predicted.any():
             pictures["predicted"] = _layer(border(predicted), _PREDICTION)
     return pictures

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from padim.data.transform import Box
+from padim.evaluation.regions import anomalous_pixels
 from padim.report.colours import GREY, ColourScale
 
 _OPACITY = 0.5
@@ -37,9 +38,13 @@ def heatmap(image: Image.Image, anomaly_map: NDArray[np.floating], scale: Colour
     return Image.blend(image, Image.fromarray(scale.colours(np.asarray(stretched))), _OPACITY)
 
 
-def predicted_mask(anomaly_map: NDArray[np.floating], threshold: float, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Where a map `[h, w]` reaches a threshold, in a size of so many pixels across and down: `[down, across]`."""
-    grown = Image.fromarray(anomaly_map.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+def predicted_mask(
+    anomaly_map: NDArray[np.floating], threshold: float, peak: float, size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """The anomalous pixels of a map `[h, w]`, in a size of so many pixels across and down: `[down, across]`."""
+    left_out = (anomaly_map >= threshold) & ~anomalous_pixels(anomaly_map, threshold, peak)
+    kept = np.where(left_out, -np.inf, anomaly_map).astype(np.float32)
+    grown = Image.fromarray(np.nan_to_num(kept, nan=0.0, neginf=0.0)).resize(size, Image.Resampling.BILINEAR)
     reached: NDArray[np.bool_] = np.asarray(grown) >= threshold
     return reached
 

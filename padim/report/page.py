@@ -21,6 +21,7 @@ from padim.data.items import GOOD
 from padim.detectors.scores import Scorer
 from padim.evaluation.category import Evaluation, ImageResult
 from padim.evaluation.metrics import PRO_LIMIT
+from padim.evaluation.operating import count_flagged, split
 from padim.report.cards import VERDICTS, card, wrongness
 from padim.report.colours import ColourScale
 from padim.report.figures import FIGURES, as_svg, evaluation_figures, save_figure, score_span
@@ -57,8 +58,12 @@ def write_report(folder: Path, evaluation: Evaluation, scorer: Scorer, unusual: 
     if not evaluation.images and not unusual:
         values["ordinary"] = "No training image scores far more than the rest."
     if evaluation.images:
-        values |= _results(evaluation, scorer.calibration) | _scores(evaluation) | _metrics(evaluation, drawings)
-        values |= _images(evaluation, scale) | _legend(evaluation, scale, aligned=scorer.alignment is not None)
+        values |= (
+            _results(evaluation, scorer.calibration, getattr(scorer.config, "trim", 0.0))
+            | _scores(evaluation)
+            | _metrics(evaluation, drawings)
+        )
+        values |= _images(evaluation, scale) | _legend(evaluation, scale, scorer)
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     write_text(folder / "report.html", Template(_filled(page, values)).substitute(values))
 
@@ -88,7 +93,7 @@ def _thresholds(evaluation: Evaluation) -> Thresholds:
     return Thresholds(evaluation.metrics.image_f1_threshold, None, evaluation.metrics.pixel_f1_threshold)
 
 
-def _results(evaluation: Evaluation, calibration: Calibration | None) -> dict[str, str]:
+def _results(evaluation: Evaluation, calibration: Calibration | None, trim: float) -> dict[str, str]:
     """What an engineer asks first."""
     threshold, rate = _thresholds(evaluation).threshold, evaluation.thresholds.false_alarm_rate
     heading, note = "Results", "There is no threshold: that takes a calibration, or both good and defective images."
@@ -98,13 +103,17 @@ def _results(evaluation: Evaluation, calibration: Calibration | None) -> dict[st
             f"At most {rate * 100:.3g}% of fresh good parts are expected to reach the threshold. It comes from"
             f" {len(calibration.scores)} training images, each left out of the fit for its own score."
         )
+        if trim:
+            note += (
+                f" More are, if good ones were among the {trim:.1%} of the training images that the fit has left out."
+            )
     elif threshold is not None:
         heading = "At the largest F1"
         note = "The model has no calibration. This threshold was chosen on the test images: it has seen the answers."
     tiles = {} if threshold is None else {"calibrated threshold" if rate else "threshold": f"{threshold:.3f}"}
-    for label, images in zip(("good parts rejected", "defects found"), _by_label(evaluation), strict=True):
+    for label, images in zip(("good parts rejected", "defects found"), split(evaluation.images), strict=True):
         if threshold is not None and images:
-            tiles[f"of {len(images)} {label}"] = _percent(_flagged(images, threshold) / len(images))
+            tiles[f"of {len(images)} {label}"] = _percent(count_flagged(images, threshold) / len(images))
     return {"heading": heading, "note": note, "tiles": _terms(tiles), "rates": _rates(evaluation)}
 
 
@@ -126,7 +135,7 @@ def _rates(evaluation: Evaluation) -> str:
 def _scores(evaluation: Evaluation) -> dict[str, str]:
     """The slider's ends and counts, the defect types, and advice."""
     threshold, (low, high) = _thresholds(evaluation).threshold, score_span(evaluation)
-    rejected, found = (_counted(images, threshold) for images in _by_label(evaluation))
+    rejected, found = (_counted(images, threshold) for images in split(evaluation.images))
     rows = []
     for defect in evaluation.defects:
         name = html.escape(defect.name)
@@ -163,11 +172,12 @@ def _images(evaluation: Evaluation, scale: ColourScale) -> dict[str, str]:
     }
 
 
-def _legend(evaluation: Evaluation, scale: ColourScale, *, aligned: bool) -> dict[str, str]:
+def _legend(evaluation: Evaluation, scale: ColourScale, scorer: Scorer) -> dict[str, str]:
     """What the colours of the cards mean."""
     maps = any(result.anomaly_map is not None for result in evaluation.images)
     masks = any(result.mask is not None and result.mask.any() for result in evaluation.images)
     predicted = maps and _thresholds(evaluation).pixel_threshold is not None
+    grey = scorer.alignment is not None or scorer.ignored is not None
     colours = scale.colours(np.linspace(scale.low, scale.high, 9)).tolist()
     return {
         "truth": "ground truth" if masks else "",
@@ -175,20 +185,21 @@ def _legend(evaluation: Evaluation, scale: ColourScale, *, aligned: bool) -> dic
         "ramp": ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in colours) if maps else "",
         "coldest": f"{scale.low:g}",
         "hottest": f"{scale.high:.1f}",
-        "grey": "; grey is what was not seen of the aligned parts" if aligned else "",
+        "grey": "; grey is what is ignored or was not seen" if grey else "",
     }
 
 
 def _about(evaluation: Evaluation, scorer: Scorer) -> dict[str, str]:
     """Where the figures come from."""
     provenance = scorer.provenance
-    good, defective = map(len, _by_label(evaluation))
+    good, defective = map(len, split(evaluation.images))
     unmasked = f", {evaluation.unmasked} defective ones without a mask" if evaluation.unmasked else ""
     facts = {
         "Date": date.today().isoformat(),
         "Model": f"{provenance.category or evaluation.category}, fitted to {provenance.images} training images",
         "Test images": f"{good} good and {defective} defective; {evaluation.skipped} skipped{unmasked}",
         **_settings(scorer.config),
+        **({} if scorer.ignored is None else {"Ignored": f"{np.mean(scorer.ignored.tolist()):.1%} of the pixels"}),
         "Versions": _versions(provenance.padim_version),
         "SHA-256 of the initial weights": provenance.weights_sha256,
     }
@@ -220,22 +231,11 @@ def _versions(trained: str) -> str:
     return f"trained with padim {trained}; now " + ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
-def _by_label(evaluation: Evaluation) -> tuple[list[ImageResult], list[ImageResult]]:
-    """The normal and the defective images."""
-    normal = [result for result in evaluation.images if not result.item.anomalous]
-    return normal, [result for result in evaluation.images if result.item.anomalous]
-
-
-def _flagged(images: Sequence[ImageResult], threshold: float) -> int:
-    """How many images are anomalous by a threshold."""
-    return sum(bool(Thresholds(threshold).is_anomalous(image.score, found=image.found)) for image in images)
-
-
 def _counted(images: Sequence[ImageResult], threshold: float | None) -> str:
     """How many images are anomalous, in the words of the page's script."""
     if not images or threshold is None:
         return "-"
-    count = _flagged(images, threshold)
+    count = count_flagged(images, threshold)
     return f"{count} of {len(images)} ({_percent(count / len(images))})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,15 +31,18 @@ def panel(title: str, prediction: Prediction, scale: ColourScale) -> Image.Image
         prediction: of an image with its original, from a model with maps.
         scale: the colours.
     """
-    pictures = _pictures(prediction, scale)
-    width, height = next(iter(pictures.values())).size
-    row = Image.new("RGB", (len(pictures) * (width + _SPACE) + _SPACE, height + 2 * _LINE + 2 * _SPACE), "white")
-    draw, font = ImageDraw.Draw(row), ImageFont.load_default(13)
-    draw.text((_SPACE, _SPACE // 2), f"{title}: {_verdict(prediction)}", font=font, fill="black")
-    for number, (caption, picture) in enumerate(pictures.items()):
-        left = _SPACE + number * (width + _SPACE)
+    pictures, heading = _pictures(prediction, scale), f"{title}: {_verdict(prediction)}"
+    font = ImageFont.load_default(13)
+    widths = [max(picture.width, math.ceil(font.getlength(caption))) for caption, picture in pictures.items()]
+    height = 2 * _LINE + 2 * _SPACE + next(iter(pictures.values())).height
+    width = max(sum(widths) + _SPACE * len(widths), math.ceil(font.getlength(heading)) + _SPACE) + _SPACE
+    row = Image.new("RGB", (width, height), "white")
+    draw, left = ImageDraw.Draw(row), _SPACE
+    draw.text((left, _SPACE // 2), heading, font=font, fill="black")
+    for (caption, picture), taken in zip(pictures.items(), widths, strict=True):
         draw.text((left, _LINE + _SPACE // 2), caption, font=font, fill="dimgrey")
         row.paste(picture, (left, 2 * _LINE + _SPACE))
+        left += taken + _SPACE
     return row
 
 
@@ -81,10 +85,10 @@ def _pictures(prediction: Prediction, scale: ColourScale) -> dict[str, Image.Ima
 
 def _predicted(prediction: Prediction, size: tuple[int, int]) -> NDArray[np.bool_] | None:
     """Where an anomalous image is anomalous, in a size of so many pixels across and down."""
-    threshold = prediction.thresholds.pixel_threshold
-    if prediction.verdict != "anomalous" or threshold is None or prediction.anomaly_map is None:
+    pixel, peak = prediction.thresholds.pixel_threshold, prediction.thresholds.threshold
+    if prediction.verdict != "anomalous" or pixel is None or peak is None or prediction.anomaly_map is None:
         return None
-    return predicted_mask(prediction.anomaly_map, threshold, size)
+    return predicted_mask(prediction.anomaly_map, pixel, peak, size)
 
 
 def _with_pose(image: Image.Image, part: PartPose, shape: tuple[int, ...]) -> Image.Image:

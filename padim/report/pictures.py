@@ -56,7 +56,7 @@ class Pictures:
         assert sample.original is not None
         assert a_map is not None
         assert seen is not None
-        stem = self.folder / name
+        stem = self.heatmap.with_suffix("") if self.heatmap else self.folder / name
         files = {"heatmap": self.heatmap or stem.with_name(f"{stem.name}_heatmap.png")}
         _save(files["heatmap"], overlay(sample.original, a_map, seen, self.scale))
         if self.panel:
@@ -76,9 +76,10 @@ class Pictures:
 
 def _mask(prediction: Prediction, size: tuple[int, int], anomaly_map: NDArray[np.float32], seen: Box) -> Image.Image:
     """White where an image of a width and height is anomalous, black elsewhere and all over a normal image."""
-    mask, threshold = Image.new("L", size), prediction.thresholds.pixel_threshold
-    if prediction.verdict == "anomalous" and threshold is not None:
-        part = predicted_mask(anomaly_map, threshold, (seen.right - seen.left, seen.bottom - seen.top))
+    mask, thresholds = Image.new("L", size), prediction.thresholds
+    pixel, peak = thresholds.pixel_threshold, thresholds.threshold
+    if prediction.verdict == "anomalous" and pixel is not None and peak is not None:
+        part = predicted_mask(anomaly_map, pixel, peak, (seen.right - seen.left, seen.bottom - seen.top))
         mask.paste(Image.fromarray(part).convert("L"), seen[:2])
     return mask
 

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_whole_images_are_seen_in_their_own_proportions(run, photos, weights_fil
     common = ("train", "--normal", photos / "ok", "--weights", weights_file, "--output", tmp_path, *FEW)
     result = run(*common)
     assert result.code == 0
-    assert "ok: images of 96 x 48 pixels are seen whole, resized to 352 x 176 (--size" in result.err
+    assert "ok: images of 96 x 48 pixels are seen whole, resized to 352 x 176, which is --size 176 352" in result.err
     assert Padim.load(tmp_path / "ok/model.safetensors").config.image_size == (176, 352)
     assert "resize = [176, 352]\ncrop = []" in run(*common, "--print-config").out
     result = run(*common, "--size", 48, 96)
@@ -120,7 +121,30 @@ def test_an_evaluation_finds_the_folders_of_the_training(run, trained, folders, 
     assert "plate/gone; the model was trained with it: pass --test and --defect" in gone.err
     for damaged in ("[]", "{", '{"folders": ["x"]}', '{"folders": {"test": 5}}'):
         train.write_text(damaged)
-        assert run("eval", "--output", tmp_path / "moved").code == 2
+        assert "there is no data folder data/mvtec" in run("eval", "--output", tmp_path / "moved").err
+
+
+def test_a_model_without_images_to_test_on_says_what_to_pass(run, photos, weights_file, folders, tmp_path, monkeypatch):
+    common = ("--weights", weights_file, "--output", tmp_path, *FEW)
+    assert run("train", "--normal", photos / "ok", *common).code == 0
+    refused = run("eval", "--output", tmp_path)
+    assert (refused.code, refused.err) == (2, "ERROR: ok: category 'ok' has no test images: pass --test or --defect\n")
+    monkeypatch.setenv("PADIM_DATA", str(photos))
+    assert (
+        json.loads(
+            run(
+                "eval",
+                "--output",
+                tmp_path,
+                "--model",
+                tmp_path / "ok/model.safetensors",
+                "--category",
+                "plate",
+                "--json",
+            ).out
+        )["images"]
+        == 14
+    )  # a category of the data set
 
 
 def test_images_that_stand_out_are_named(run, trained, photos, weights_file, tmp_path):
@@ -135,7 +159,8 @@ def test_images_that_stand_out_are_named(run, trained, photos, weights_file, tmp
     trimmed = run(*common, "--trim", 0.05, "--json")
     found = json.loads(trimmed.out)
     assert (found["images"], found["trimmed"]) == (19, [stranger["path"]])
-    assert stranger not in found["unusual"]
+    assert stranger["path"] not in [image["path"] for image in found["unusual"]]
+    assert "if the 1 images that were left out are good, up to 5.0 % more" in trimmed.err
     assert found["threshold"] < summary(trained)["threshold"]
 
 
@@ -177,13 +202,15 @@ def test_what_is_ignored_costs_no_verdict(run, photos, weights_file, tmp_path):
     with Image.open(stained["heatmap"]) as heatmap:
         assert heatmap.getpixel((80, 5)) == pytest.approx((208, 208, 208), abs=1)  # grey over white
     Image.new("L", (48, 96), 255).save(tmp_path / "other.png")
+    Image.new("L", (96, 48)).save(tmp_path / "black.png")
     for wrong, message in (
         (("--ignore", tmp_path / "other.png"), "is 48 x 96 pixels, the training images are 96 x 48"),
         (("--ignore", tmp_path / "nowhere.png"), "nowhere.png"),
-        (("--ignore", tmp_path / "ignore.png", "--align", "shift"), "--align moves no image"),
+        (("--ignore", tmp_path / "black.png"), "black.png marks nothing of what the model sees"),
+        (("--ignore", tmp_path / "ignore.png", "--align", "shift"), "--ignore and --align exclude each other"),
     ):
         refused = run(*common, "--output", tmp_path / "refused", *wrong)
-        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert (refused.code, refused.err.count("ERROR")) == (2, 1)
         assert message in refused.err
     refused = run("train", "--normal", photos / "ok", "--method", "cutpaste", "--ignore", tmp_path / "ignore.png")
     assert (refused.code, refused.err) == (
@@ -214,6 +241,10 @@ def test_one_image_and_the_name_of_a_picture(run, trained, photos, tmp_path):
     refused = run(*common, image.parent, "--out", tmp_path / "found.png")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "names one picture, and there are 2 images" in refused.err
+    shutil.copy(image, tmp_path / "mine.png")
+    refused = run(*common, tmp_path / "mine.png", "--out", tmp_path / "mine.png")
+    assert (refused.code, "is the image itself" in refused.err) == (2, True)
+    assert (tmp_path / "mine.png").read_bytes() == image.read_bytes()
     (tmp_path / "found.png").mkdir()
     assert run(*common, image.parent, "--out", tmp_path / "found.png").code == 0
 
@@ -248,6 +279,47 @@ def test_sorting_never_touches_other_files(run, trained, photos, tmp_path, monke
     for _ in range(2):
         assert run(*common).code == 0
     assert mine.read_bytes() == (photos / "plate/test/stain/000.png").read_bytes()
+
+
+def test_links_that_are_sorted_again_still_lead_to_the_images(run, trained, photos, tmp_path):
+    model = ("predict", "--model", trained / "ok/model.safetensors", "--sort", tmp_path)
+    assert run(*model, photos / "plate/test/stain", "--threshold", 1e6).code == 0
+    for threshold in (1e6, 0):
+        assert run(*model, tmp_path / "normal/000.png", "--threshold", threshold).code == 0
+    assert (tmp_path / "anomalous/000.png").readlink() == photos / "plate/test/stain/000.png"
+    assert not (tmp_path / "normal/000.png").is_symlink()
+    other = run(*model, photos / "plate/test/blur", "--threshold", 1e6)
+    assert other.code == 2
+    assert other.err.count("is a link to another image: choose another folder with --sort") >= 2
+    assert (tmp_path / "anomalous/000.png").readlink() == photos / "plate/test/stain/000.png"
+
+
+def test_copies_move_with_the_verdict(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(sorting.Path, "symlink_to", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    image = photos / "plate/test/stain/000.png"
+    for verdict, other in (("normal", "anomalous"), ("anomalous", "normal")):
+        path = sorting.sort_image(tmp_path, verdict, image, Path("a/000.png"))
+        assert path.read_bytes() == image.read_bytes()
+        assert not (tmp_path / other / "a/000.png").exists()
+    assert sorting.sort_image(tmp_path, "normal", path, Path("a/000.png")).exists()
+    assert path.exists()  # it is the image itself now
+    assert image.exists()
+
+
+def test_a_table_survives_ctrl_c_and_names_what_could_not_be_read(run, trained, photos, tmp_path, monkeypatch):
+    shutil.copytree(photos / "plate/test/stain", tmp_path / "in")
+    (tmp_path / "in/bad.png").write_bytes(b"bad")
+    common = ("predict", "--model", trained / "ok/model.safetensors", "--csv", tmp_path / "t.csv")
+    run(*common, tmp_path / "in")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
+    assert [(row["path"].endswith("bad.png"), bool(row["error"])) for row in rows] == [(False, False)] * 2 + [
+        (True, True)
+    ]
+    (tmp_path / "t.csv").unlink()
+    monkeypatch.setattr("padim.cli.results.coloured", lambda line: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run(*common, tmp_path / "in").code == 130
+    assert (tmp_path / "t.csv").exists()
+    assert "is a folder: name a file" in run(*common[:3], tmp_path / "in", "--csv", tmp_path).err
 
 
 def test_the_table_has_a_row_per_image(run, trained, photos, tmp_path):

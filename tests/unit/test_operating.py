@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from padim import Config
 from padim.calibration import Calibration, Thresholds, shortest
 from padim.data.items import Item
 from padim.data.transform import Box
@@ -26,6 +28,10 @@ def results(**scores):
         for defect, values in scores.items()
         for number, score in enumerate(values)
     ]
+
+
+def scorer(calibration, config=None, alignment=None, ignored=None):
+    return SimpleNamespace(calibration=calibration, config=config or Config(), alignment=alignment, ignored=ignored)
 
 
 def test_rates_are_counted():
@@ -55,14 +61,20 @@ def test_advice_is_for_what_is_so():
     few = Calibration(np.arange(1, 51, dtype=np.float32), None)
     low = Thresholds.calibrated(few, 1 / 51)
     poor, good = results(good=[1.0], scratch=[1.0, 2.0, 90.0]), results(good=[1.0], scratch=[900.0])
-    assert [sentence[:30] for sentence in advice(poor, low, few)] == [
+    assert [sentence[:30] for sentence in advice(poor, low, scorer(few))] == [
         "the threshold rests on the hig",
         "33% of the defects are found: ",
     ]
-    assert advice(good, Thresholds.calibrated(CALIBRATION, 0.05), CALIBRATION) == []
-    assert advice(good, Thresholds(), None) == []
-    (unseen,) = advice(results(good=[1.0], outside=[90.0]), Thresholds(), None)
-    assert unseen.startswith("1 of 1 defects lie outside what the model sees")
+    assert advice(poor, low, scorer(few))[1].endswith("and --align for parts that lie shifted or turned")
+    for blind in ({"ignored": np.ones((2, 2))}, {"alignment": object()}):
+        assert "--align" not in advice(poor, low, scorer(few, **blind))[1]
+    assert advice(good, Thresholds.calibrated(CALIBRATION, 0.05), scorer(CALIBRATION)) == []
+    assert advice(good, Thresholds(), scorer(None)) == []
+    outside = results(good=[1.0], outside=[90.0])
+    (unseen,) = advice(outside, Thresholds(), scorer(None))
+    assert unseen == "1 of 1 defects lie outside what the model sees: --size in training crops nothing"
+    (unseen,) = advice(outside, Thresholds(), scorer(None, Config(resize=(64, 64), crop=()), ignored=np.ones((2, 2))))
+    assert unseen == "1 of 1 defects lie outside what the model sees, or in what it ignores"
 
 
 @given(st.floats(width=32, min_value=0, max_value=2**20))

@@ -72,7 +72,7 @@ def test_pictures_that_do_not_exist_leave_no_hole(prediction):
 def test_a_single_picture_has_the_name_and_format_that_are_asked_for(prediction, tmp_path):
     for name, kind in (("a.png", "PNG"), ("b.jpg", "JPEG"), ("c.webp", "WEBP")):
         written = Pictures(tmp_path, SCALE, panel=True, heatmap=tmp_path / name).write(prediction.path.stem, prediction)
-        assert written == {"heatmap": str(tmp_path / name), "panel": str(tmp_path / "part_panel.png")}
+        assert written == {"heatmap": str(tmp_path / name), "panel": str(tmp_path / f"{name[0]}_panel.png")}
         with Image.open(tmp_path / name) as picture:
             assert (picture.format, picture.size) == (kind, (400, 100))
 

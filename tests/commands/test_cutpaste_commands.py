@@ -120,13 +120,12 @@ def test_the_step_that_is_best_on_the_test_images_is_said_to_be(data_root, weigh
 def test_a_log_file_can_be_followed(data_root, weights_file, run, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "Lines", lambda write: Lines(write, itertools.count(step=31).__next__))
     where = ["--data", data_root, "--weights", weights_file, "--output", tmp_path]
-    result = run("train", *FEW, *where, "--optimizer", "adam", "--learning-rate", 0.001, "--eval")
+    result = run("train", *FEW, *where, "--optimizer", "adam", "--learning-rate", 0.001)
     assert result.code == 0, result.err
     lines = result.err.splitlines()
-    assert lines[0] == "texture: 1 of 8 images, 31.0 s/image, 0:03:37 left"
+    assert "texture: 1 of 8 images, 31.0 s/image, 0:03:37 left" in lines
     images, steps = ([line for line in lines if f"s/{unit}, " in line] for unit in ("image", "step"))
-    tests = len([*(data_root / "texture/test").glob("*/*.png")])
-    assert (len(images), len(steps)) == (8 + tests, 4)  # read for the training, and for the evaluation
+    assert (len(images), len(steps)) == (8, 4)
     assert re.fullmatch(
         r"texture: 2 of 4 steps, loss \S+, accuracy \S+, learning rate \S+, data seconds \S+, compute seconds \S+,"
         r" 31\.0 s/step, 0:01:02 left",
@@ -143,8 +142,9 @@ def test_a_finished_model_is_lengthened(data_root, weights_file, run, tmp_path):
     where = ["--data", data_root, "--weights", weights_file]
     assert run("train", *FEW, *where, "--output", tmp_path / "whole").code == 0
     parts = [*where, "--output", tmp_path / "parts"]
-    assert run("train", *FEW, *parts, "--steps", 2).code == 0
-    assert run("train", *FEW, *parts, "--resume").code == 0
+    for options in (["--steps", 2], ["--resume"]):
+        result = run("train", *FEW, *parts, *options)
+        assert (result.code, "never trained in bn1, layer1, layer2, layer3, layer4" in result.err) == (0, True)
     models = [(tmp_path / name / "texture/model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert models[0] == models[1]
     shorter = run("train", *FEW, *parts, "--steps", 3, "--resume")
@@ -162,7 +162,8 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(data_root, weights_file, run, 
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until((tmp_path / "parts/texture/checkpoint.safetensors").exists, process)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=LIMIT) == ("", "interrupted\n")
+    out, err = process.communicate(timeout=LIMIT)
+    assert (out, err.splitlines()[-1]) == ("", "interrupted")
     assert process.returncode == 130
     assert not (tmp_path / "parts/texture/model.safetensors").exists()
     result = run("train", *parts, "--resume")

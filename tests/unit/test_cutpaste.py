@@ -190,6 +190,18 @@ def test_the_network_is_resnet18_but_for_the_block(place):
     assert sum(isinstance(module, SSPCAB) for module in network.modules()) == (place != "none")
 
 
+def test_layers_that_were_never_trained_are_named(random_weights, caplog):
+    """In training mode BatchNorm takes the mean of what it sees into its statistics."""
+    backbone = torchvision.models.resnet18()
+    backbone.load_state_dict(random_weights)
+    backbone(torch.rand(2, 3, 32, 32))
+    CutPasteNetwork(SMALL).load_pretrained(backbone.state_dict())
+    assert caplog.text == ""
+    of_layer4 = {key: value for key, value in random_weights.items() if key.startswith("layer4")}
+    CutPasteNetwork(SMALL).load_pretrained(backbone.state_dict() | of_layer4)
+    assert "never trained in layer4: say so" in caplog.text
+
+
 def test_the_backbone_takes_all_of_its_weights(random_weights):
     network = CutPasteNetwork(SMALL)
     network.load_pretrained(random_weights)
@@ -469,7 +481,7 @@ def test_a_killed_training_has_a_line_of_every_step_and_goes_on_from_its_checkpo
 
 def test_the_first_step_of_adam_is_as_long_as_the_learning_rate():
     """Kingma and Ba 2015, algorithm 1: without a past, the step is the rate times g / (|g| + epsilon)."""
-    config = dataclasses.replace(TINY, optimizer="adam", weight_decay=0.1, jitter=0.0)
+    config = dataclasses.replace(TINY, optimizer="adam", weight_decay=5.0, jitter=0.0)
     network, twin = Tiny(), Tiny()
     training = Training(network, config, images())
     F.cross_entropy(twin(torch.cat(training.batch(0)))[0], torch.arange(3).repeat_interleave(4)).backward()
@@ -477,7 +489,7 @@ def test_the_first_step_of_adam_is_as_long_as_the_learning_rate():
     next(steps)
     steps.close()
     for name, before in twin.named_parameters():
-        gradient = (before.grad + 0.1 * before).double()
+        gradient = (before.grad + 5 * before).double()
         frozen = name in Tiny.pretrained
         expected = before - (0.0 if frozen else config.learning_rate) * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(network.get_parameter(name), expected.float(), rtol=1e-4, atol=1e-6)
@@ -522,6 +534,7 @@ def test_a_damaged_checkpoint_is_refused_and_a_missing_one_is_missed(tmp_path, c
         lambda header, tensors: header["values"].update(step=math.inf),
         lambda header, tensors: header["values"].update(step=-5),
         lambda header, tensors: header["values"].update(step=0),
+        lambda header, tensors: header["values"].update(step=2),
         lambda header, tensors: header["values"].update(best=[math.inf]),
         lambda header, tensors: header["values"].update(best=[0.5, math.inf]),
         lambda header, tensors: header["run"].update(config=[]),

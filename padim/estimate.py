@@ -101,4 +101,5 @@ def _of_cutpaste(config: CutPasteConfig, images: int, options: FitOptions) -> Es
     weights = sum(4 * value.numel() for value in CutPasteNetwork(config).state_dict().values())
     stored = weights * STORAGES[options.storage].itemsize // 4 + 4 * EMBEDDING * (EMBEDDING + images)
     parts = {"images": 3 * pixels * images, "step": step}
-    return Estimate(_LIBRARIES + 3 * weights + 3 * pixels * images + step, stored, parts)
+    copies = 4 if config.optimizer == "adam" else 3  # the weights, their gradients, what the optimizer keeps
+    return Estimate(_LIBRARIES + copies * weights + 3 * pixels * images + step, stored, parts)

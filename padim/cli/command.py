@@ -11,12 +11,10 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from padim.errors import PadimError
-
-if TYPE_CHECKING:
-    from padim.system.progress import OnProgress, Progress
+from padim.system.progress import Lines, OnProgress, Progress, silent
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +110,18 @@ class Failures:
 
 @contextmanager
 def progress_bars(*, quiet: bool = False) -> Iterator[OnProgress]:
-    """A callback that shows progress as bars on stderr, where that is a terminal, unless it is to be quiet."""
+    """A callback that shows progress on stderr, unless it is to be quiet: bars on a terminal, elsewhere a few lines."""
+    if quiet:
+        yield silent
+    elif sys.stderr.isatty():
+        with _bars() as show:
+            yield show
+    else:
+        yield Lines(lambda line: print(line, file=sys.stderr, flush=True))
+
+
+@contextmanager
+def _bars() -> Iterator[OnProgress]:
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -123,9 +132,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[OnProgress]:
         if bar is None or bar.desc != progress.what or progress.done < bar.n:
             if bar is not None:
                 bar.close()
-            what, unit = progress.what, progress.unit
-            bar = tqdm(total=progress.total, initial=progress.done, desc=what, unit=unit, disable=quiet or None)
-            bar.desc = what  # which a disabled bar doesn't keep
+            bar = tqdm(total=progress.total, initial=progress.done, desc=progress.what, unit=progress.unit)
         if progress.figures:
             bar.set_postfix({name: f"{value:.3g}" for name, value in progress.figures.items()}, refresh=False)
         bar.update(progress.done - bar.n)

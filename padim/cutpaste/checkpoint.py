@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -62,25 +62,41 @@ class Checkpoint:
         return self.folder and self.folder / CHECKPOINT
 
     def write_log(self) -> None:
-        """Write `training.csv`, a line per step."""
-        if self.folder is None:
-            return
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*(column.name for column in dataclasses.fields(Step)), "test_auroc"])
-        for row in self.steps:
-            writer.writerow([*dataclasses.astuple(row.step), "" if row.test_auroc is None else row.test_auroc])
-        write_text(self.folder / LOG, text.getvalue())
-
-    def write(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Write the log, and a checkpoint of a state, whole or not at all.
+        """Write `training.csv` anew, whole or not at all: a line per step so far.
 
         Raises:
-            PadimError: one of them can't be written.
+            PadimError: it can't be written.
+        """
+        if self.folder is not None:
+            header = [*(column.name for column in dataclasses.fields(Step)), "test_auroc"]
+            write_text(self.folder / LOG, _csv([header, *map(_cells, self.steps)]))
+
+    def add(self, row: LoggedStep) -> None:
+        """Add a step, and its line to `training.csv` at once.
+
+        A line that is cut short when the process is killed is gone after the next `write_log`.
+
+        Raises:
+            PadimError: it can't be written.
+        """
+        self.steps.append(row)
+        if self.folder is None:
+            return
+        path = self.folder / LOG
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(_csv([_cells(row)]))
+        except OSError as error:
+            raise PadimError(f"can't write {path}: {error.strerror or error}") from error
+
+    def write(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Write a checkpoint of a state, whole or not at all.
+
+        Raises:
+            PadimError: it can't be written.
         """
         if self.folder is None:
             return
-        self.write_log()
         rows = [(dataclasses.asdict(row.step), row.test_auroc) for row in self.steps]
         header = {"run": self.run, "values": dict(values), "rows": rows}
         tensorfile.write(self.folder / CHECKPOINT, tensors, {"padim-checkpoint": json.dumps(header)})
@@ -89,7 +105,7 @@ class Checkpoint:
         """Take the log of the checkpoint over; gives its tensors and values, or None where there is no checkpoint.
 
         Raises:
-            PadimError: it is damaged, or it is that of another training.
+            PadimError: it is damaged, it is that of another training, or it has more steps than are asked for.
         """
         path = self.path
         if path is None or not path.exists():
@@ -98,15 +114,12 @@ class Checkpoint:
             with tensorfile.opened(path) as file:
                 header = json.loads(file.metadata()["padim-checkpoint"])
                 tensors = tensorfile.tensors(file)
-            for name, value in self.run.items():
-                if header["run"][name] != value:
-                    raise PadimError(
-                        f"{path} is of a training with another {_difference(name, header['run'][name], value)}:"
-                        " train without --resume"
-                    )
             self.steps = [_logged_step(step, auroc) for step, auroc in header["rows"]]
-            if [row.step.step for row in self.steps] != [*range(1, len(self.steps) + 1)]:
+            done = len(self.steps)
+            if [row.step.step for row in self.steps] != [*range(1, done + 1)] or header["values"]["step"] != done:
                 raise ValueError("rows")
+            if problem := _problem(header["run"], self.run, done):
+                raise PadimError(f"{path} {problem}: train without --resume")
             return tensors, dict(header["values"])
         except OSError as error:
             raise PadimError(f"can't read {path}: {error.strerror or error}") from error
@@ -127,9 +140,28 @@ def _logged_step(step: dict[str, Any], auroc: Any) -> LoggedStep:
     return row
 
 
-def _difference(name: str, found: Any, wanted: Any) -> str:
-    """`--steps` for a field of the configuration, else what else is another."""
-    if name != "config":
-        return name.removesuffix("_sha256")
-    changed = [key for key in wanted if found.get(key) != wanted[key]]
-    return ", ".join(f"--{key.replace('_', '-')}" for key in changed)
+def _cells(row: LoggedStep) -> list[float | None]:
+    return [*dataclasses.astuple(row.step), row.test_auroc]
+
+
+def _csv(rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _problem(found: Mapping[str, Any], wanted: Mapping[str, Any], done: int) -> str:
+    """What keeps a training from going on where that of a checkpoint was after so many steps, if anything.
+
+    Another number of steps does so only if the learning rate depends on it, or if more are done already.
+    """
+    old, new = found["config"], wanted["config"]
+    changed = [f"--{name.replace('_', '-')}" for name in new if old.get(name) != new[name]]
+    changed += [name for name in ("images", "weights") if found[f"{name}_sha256"] != wanted[f"{name}_sha256"]]
+    if changed not in ([], ["--steps"]):
+        return f"is of a training with another {', '.join(changed)}"
+    if done > new["steps"]:
+        return f"has made {done} steps already, more than --steps {new['steps']}"
+    if changed and not new["cosine_steps"]:
+        return f"lets the learning rate fall over {old['steps']} steps (--cosine-steps 0), not over {new['steps']}"
+    return ""

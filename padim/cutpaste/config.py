@@ -12,6 +12,7 @@ PLACES = ("none", "before-layer4", "last-block")
 INITIAL_WEIGHTS = ("imagenet", "random")
 DENSITIES = ("gaussian", "kernel")
 SELECTIONS = ("last", "best-on-test")
+OPTIMIZERS = ("sgd", "adam")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,8 @@ class CutPasteConfig(BaseConfig):
     cosine_steps: int = option(
         10, "steps in which the learning rate falls to 0, to rise again in as many; 0: it falls once, over all steps"
     )
-    momentum: float = option(0.9, "momentum of the gradient descent")
+    optimizer: str = option("sgd", "what updates the weights", OPTIMIZERS)
+    momentum: float = option(0.9, "momentum of sgd, and the first beta of adam")
     weight_decay: float = option(3e-5, "weight decay")
     frozen_steps: int = option(20, "steps in which the weights that were not random at first stay as they are")
 

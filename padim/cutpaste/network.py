@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import pairwise
 
 import torch
@@ -14,6 +15,8 @@ from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.sspcab import SSPCAB
 from padim.extractor import Normalisation
 from padim.weights import StateDict, is_counter, matching
+
+log = logging.getLogger(__name__)
 
 EMBEDDING = 512  # channels of ResNet18's last layer
 _PROJECTION = 128
@@ -85,7 +88,7 @@ class CutPasteNetwork(nn.Module):
         return self.classes(self.head(embeddings)), error
 
     def load_pretrained(self, weights: StateDict) -> None:
-        """Take the backbone's weights.
+        """Take the backbone's weights; layers of them that were never trained are named in a warning.
 
         Raises:
             PadimError: a key is missing, or one has another shape or values that are not finite.
@@ -93,4 +96,8 @@ class CutPasteNetwork(nn.Module):
         wanted = {key: value for key, value in self.resnet.state_dict().items() if not is_counter(key)}
         taken = matching(weights, wanted, "resnet18")
         self.resnet.load_state_dict(taken, strict=False)
+        means = [key for key in taken if key.endswith("running_mean")]  # 0 until BatchNorm has seen an image
+        fresh = sorted({key.split(".")[0] for key in means if not bool(taken[key].any())})
+        if fresh:
+            log.warning("the weights were never trained in %s: say so beside the figures", ", ".join(fresh))
         self.pretrained = frozenset(f"resnet.{key}" for key, _ in self.resnet.named_parameters() if key in taken)

@@ -28,6 +28,9 @@ from padim.system.machine import lower_priority
 # Batches that are being made while one is learned from.
 _AHEAD = 2
 
+# What an optimizer keeps per weight, by torch's names.
+_KEPT = {"sgd": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq", "step")}
+
 # What the generator of the order of the images is told apart by from those of their views.
 _ORDER = 0
 
@@ -60,10 +63,10 @@ class Step:
 
 
 class Training:
-    """Gradient descent with momentum on images and the defects made in them (Li et al. 2021, equation 1).
+    """Gradient descent on images and the defects made in them (Li et al. 2021, equation 1).
 
     All that is drawn at random follows from the seed and the number of the step, so that the state
-    of a run is its weights, their momentum and that number.
+    of a run is its weights, what the optimizer keeps of them and that number.
 
     Attributes:
         network: what is trained.
@@ -77,9 +80,7 @@ class Training:
         self._config = config
         self._images = images
         self._device = next(network.parameters()).device
-        self._optimizer = torch.optim.SGD(
-            network.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay
-        )
+        self._optimizer = _optimizer(network, config)
         halves = config.precision == "fp16" and self._device.type == "cuda"
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=halves)  # or small gradients become 0
 
@@ -113,9 +114,8 @@ class Training:
         """All that the steps to come depend on, as tensors and as plain values."""
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         for name, parameter in self.network.named_parameters():
-            momentum = self._optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{name}"] = momentum
+            kept = self._optimizer.state[parameter]
+            tensors |= {f"{key}.{name}": kept[key] for key in _KEPT[self._config.optimizer] if key in kept}
         return tensors, {"step": self.step, "scaler": self._scaler.state_dict()}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -127,15 +127,19 @@ class Training:
         self.network.load_state_dict(
             {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
         )
+        self.step = int(values["step"])
+        keys = _KEPT[self._config.optimizer]
         for name, parameter in self.network.named_parameters():
-            if f"momentum.{name}" in tensors:
-                momentum = tensors[f"momentum.{name}"].to(parameter.device).view_as(parameter)
-                self._optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+            if f"{keys[0]}.{name}" not in tensors:  # frozen until now
+                continue
+            kept = self._optimizer.state[parameter]
+            for key in keys:
+                template = torch.zeros(()) if key == "step" else parameter
+                kept[key] = torch.empty_like(template).copy_(tensors[f"{key}.{name}"].view_as(template))
+            if not 0 < kept.get("step", self.step) <= self.step:
+                raise ValueError("step")
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(values["scaler"])
-        self.step = int(values["step"])
-        if not 0 <= self.step <= self._config.steps:
-            raise ValueError("step")
 
     def batch(self, number: int) -> list[Tensor]:
         """The images of a step, `[b, 3, h, w]` for each class."""
@@ -191,3 +195,10 @@ class Training:
                 " train with a smaller --learning-rate, or --precision fp32"
             )
         return step
+
+
+def _optimizer(network: CutPasteNetwork, config: CutPasteConfig) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "adam":
+        return torch.optim.Adam(network.parameters(), rate, (config.momentum, 0.999), weight_decay=decay)
+    return torch.optim.SGD(network.parameters(), rate, config.momentum, weight_decay=decay)

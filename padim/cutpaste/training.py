@@ -58,16 +58,17 @@ def train(
         tensors, values = run.state()
         checkpoint.write(tensors | best.tensors(), values | {"best": [best.auroc, best.step]})
 
-    name = options.category or "training"
+    def look() -> float:
+        auroc = test_auroc()
+        best.offer(auroc, run.step, network)
+        return auroc
+
+    name, chooses = options.category or "training", config.select == "best-on-test"
+    checkpoint.write_log()
     progress(Progress(name, run.step, config.steps, "step"))
     with stop_requests() as stop:
         for step in run.steps(options.workers):
-            auroc = None
-            looked_at = step.step % config.test_steps == 0 or step.step == config.steps
-            if config.select == "best-on-test" and looked_at:
-                auroc = test_auroc()
-                best.offer(auroc, step.step, network)
-            checkpoint.steps.append(LoggedStep(step, auroc))
+            checkpoint.add(LoggedStep(step, look() if chooses and step.step % config.test_steps == 0 else None))
             progress(Progress(name, step.step, config.steps, "step", _figures(step)))
             if stop.is_set():
                 save()
@@ -75,6 +76,9 @@ def train(
             if run.step % options.checkpoint_steps == 0 and run.step < config.steps:
                 save()
     save()
+    if chooses and run.step % config.test_steps:  # a look that a longer run would not have: no checkpoint knows of it
+        checkpoint.steps[-1] = LoggedStep(checkpoint.steps[-1].step, look())
+        checkpoint.write_log()
     if best.weights is not None:
         network.load_state_dict(best.weights)
     figures: dict[str, float] = {"step": best.step or run.step}
@@ -102,7 +106,7 @@ def _figures(step: Step) -> dict[str, float]:
     return {
         "loss": step.loss,
         "accuracy": step.accuracy,
-        "images_per_second": step.images_per_second,
+        "learning_rate": step.learning_rate,
         "data_seconds": step.data_seconds,
         "compute_seconds": step.compute_seconds,
     }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +19,9 @@ from oracles import LIMIT, until
 from PIL import Image
 
 from padim import CutPaste
+from padim.cli import command
 from padim.reproduction import experiments as reproduce
+from padim.system.progress import Lines
 
 FEW = [
     *("--method", "cutpaste", "--resize", 32, 32, "--training-batch", 4, "--steps", 4, "--frozen-steps", 1),
@@ -113,17 +117,53 @@ def test_the_step_that_is_best_on_the_test_images_is_said_to_be(data_root, weigh
     assert (result.code, "pass --eval" in result.err) == (2, True)
 
 
+def test_a_log_file_can_be_followed(data_root, weights_file, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "Lines", lambda write: Lines(write, itertools.count(step=31).__next__))
+    where = ["--data", data_root, "--weights", weights_file, "--output", tmp_path]
+    result = run("train", *FEW, *where, "--optimizer", "adam", "--learning-rate", 0.001)
+    assert result.code == 0, result.err
+    lines = result.err.splitlines()
+    assert "texture: 1 of 8 images, 31.0 s/image, 0:03:37 left" in lines
+    images, steps = ([line for line in lines if f"s/{unit}, " in line] for unit in ("image", "step"))
+    assert (len(images), len(steps)) == (8, 4)
+    assert re.fullmatch(
+        r"texture: 2 of 4 steps, loss \S+, accuracy \S+, learning rate \S+, data seconds \S+, compute seconds \S+,"
+        r" 31\.0 s/step, 0:01:02 left",
+        steps[1],
+    )
+    with (tmp_path / "texture/training.csv").open() as file:
+        (row,) = (row for row in csv.DictReader(file) if row["step"] == "2")
+    assert f"loss {float(row['loss']):.3g}, " in steps[1]
+    assert json.loads((tmp_path / "texture/train.json").read_text())["config"]["optimizer"] == "adam"
+
+
+@pytest.mark.slow
+def test_a_finished_model_is_lengthened(data_root, weights_file, run, tmp_path):
+    where = ["--data", data_root, "--weights", weights_file]
+    assert run("train", *FEW, *where, "--output", tmp_path / "whole").code == 0
+    parts = [*where, "--output", tmp_path / "parts"]
+    for options in (["--steps", 2], ["--resume"]):
+        result = run("train", *FEW, *parts, *options)
+        assert (result.code, "never trained in bn1, layer1, layer2, layer3, layer4" in result.err) == (0, True)
+    models = [(tmp_path / name / "texture/model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert models[0] == models[1]
+    shorter = run("train", *FEW, *parts, "--steps", 3, "--resume")
+    assert (shorter.code, shorter.out, shorter.err.count("ERROR")) == (2, "", 1)
+    assert "has made 4 steps already, more than --steps 3: train without --resume" in shorter.err
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(data_root, weights_file, run, tmp_path):
     where = ["--data", data_root, "--weights", weights_file]
     many = [*FEW, "--steps", 30, *where]
     assert run("train", *many, "--output", tmp_path / "whole").code == 0
     parts = [*many, "--output", tmp_path / "parts", "--checkpoint-steps", 1]
-    command = [sys.executable, "-m", "padim.cli.train", *map(str, parts)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    arguments = [sys.executable, "-m", "padim.cli.train", *map(str, parts)]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until((tmp_path / "parts/texture/checkpoint.safetensors").exists, process)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=LIMIT) == ("", "interrupted\n")
+    out, err = process.communicate(timeout=LIMIT)
+    assert (out, err.splitlines()[-1]) == ("", "interrupted")
     assert process.returncode == 130
     assert not (tmp_path / "parts/texture/model.safetensors").exists()
     result = run("train", *parts, "--resume")

@@ -24,13 +24,15 @@ from sklearn.neighbors import KernelDensity as SklearnDensity
 from padim import PadimError
 from padim.cutpaste.augment import CLASSES, jittered, views, with_patch, with_scar
 from padim.cutpaste.checkpoint import CHECKPOINT, LOG
-from padim.cutpaste.config import CutPasteConfig
+from padim.cutpaste.config import OPTIMIZERS, CutPasteConfig
 from padim.cutpaste.density import GaussianDensity, KernelDensity
 from padim.cutpaste.model import CutPaste
 from padim.cutpaste.network import CutPasteNetwork
 from padim.cutpaste.sspcab import SSPCAB
 from padim.cutpaste.steps import Training
+from padim.cutpaste.training import train
 from padim.detectors.options import FitOptions
+from padim.system.progress import silent
 
 SMALL = CutPasteConfig(
     initial="random",
@@ -186,6 +188,18 @@ def test_the_network_is_resnet18_but_for_the_block(place):
         torch.testing.assert_close(embeddings, network.resnet(network.normalise(images)))
     assert (error.item() > 0) == (place != "none")
     assert sum(isinstance(module, SSPCAB) for module in network.modules()) == (place != "none")
+
+
+def test_layers_that_were_never_trained_are_named(random_weights, caplog):
+    """In training mode BatchNorm takes the mean of what it sees into its statistics."""
+    backbone = torchvision.models.resnet18()
+    backbone.load_state_dict(random_weights)
+    backbone(torch.rand(2, 3, 32, 32))
+    CutPasteNetwork(SMALL).load_pretrained(backbone.state_dict())
+    assert caplog.text == ""
+    of_layer4 = {key: value for key, value in random_weights.items() if key.startswith("layer4")}
+    CutPasteNetwork(SMALL).load_pretrained(backbone.state_dict() | of_layer4)
+    assert "never trained in layer4: say so" in caplog.text
 
 
 def test_the_backbone_takes_all_of_its_weights(random_weights):
@@ -385,24 +399,132 @@ def test_a_resumed_training_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path,
     assert len(logs[0]) == 6
 
 
-@pytest.mark.slow
-def test_a_checkpoint_of_another_training_is_refused(tmp_path, caplog):
-    fitted(CutPaste(SMALL), batches(), folder=tmp_path)
+class Tiny(torch.nn.Module):
+    """Stands in for the network, whose checkpoints have 90 MB."""
 
-    def resumed(config, count=6):
-        fitted(CutPaste(config), batches(count), folder=tmp_path, resume=True)
+    pretrained = frozenset({"body.weight", "body.bias"})
 
-    with pytest.raises(PadimError, match=r"another --steps, --learning-rate: train without --resume"):
-        resumed(dataclasses.replace(SMALL, steps=9, learning_rate=0.1))
-    with pytest.raises(PadimError, match="another images"):
-        resumed(SMALL, count=5)
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.body = torch.nn.Conv2d(3, 4, 5, 4)
+            self.norm = torch.nn.BatchNorm2d(4)
+            self.classes = torch.nn.Linear(4, 3)
+
+    def forward(self, images):
+        maps = self.norm(self.body(images / 255.0))
+        return self.classes(F.relu(maps).mean(dim=(2, 3))), torch.zeros(())
+
+
+TINY = dataclasses.replace(SMALL, steps=8, cosine_steps=3, frozen_steps=2)
+
+
+def trained(folder, config=TINY, *, resume=False, count=6, aurocs=(), progress=silent):
+    """A tiny network after its training, and what was found."""
+    network = Tiny()
+    options = FitOptions(folder=folder, checkpoint_steps=3, resume=resume)
+    return network, train(network, config, images(count), "", options, iter(aurocs).__next__, progress)
+
+
+def logged(folder):
+    """The lines of the log without the times, each as its columns."""
+    return [line.split(",")[:6] + line.split(",")[9:] for line in (folder / LOG).read_text().splitlines()]
+
+
+def assert_same(networks, folders):
+    states = [network.state_dict() for network in networks]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    logs = [*map(logged, folders)]
+    assert logs[0] == logs[1]
+    assert [row[0] for row in logs[0]] == ["step", *map(str, range(1, TINY.steps + 1))]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("select", "first", "rest", "whole"),
+    [("last", [], [], []), ("best-on-test", [0.5, 0.9], [0.7, 0.6], [0.5, 0.7, 0.6])],  # after 3, 5; 6, 8; 3, 6, 8
+)
+def test_a_finished_training_can_be_lengthened(tmp_path, optimizer, select, first, rest, whole):
+    """The last look of the shorter training, at its step 5, is none of the longer one, and neither is its best step."""
+    config = dataclasses.replace(TINY, optimizer=optimizer, select=select, test_steps=3)
+    _, short = trained(tmp_path / "parts", dataclasses.replace(config, steps=5), aurocs=first)
+    assert short.figures["step"] == 5
+    longer, result = trained(tmp_path / "parts", config, resume=True, aurocs=rest)
+    at_once, expected = trained(tmp_path / "whole", config, aurocs=whole)
+    assert_same((longer, at_once), (tmp_path / "parts", tmp_path / "whole"))
+    assert result.figures == expected.figures
+    assert result.figures["step"] == (8 if select == "last" else 6)
+    again, _ = trained(tmp_path / "parts", config, resume=True, aurocs=rest[-1:])
+    assert_same((again, at_once), (tmp_path / "parts", tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_killed_training_has_a_line_of_every_step_and_goes_on_from_its_checkpoint(tmp_path, optimizer):
+    config = dataclasses.replace(TINY, optimizer=optimizer)
+
+    def killed(progress):
+        if progress.done:
+            assert [int(row[0]) for row in logged(tmp_path / "parts")[1:]] == [*range(1, progress.done + 1)]
+        if progress.done == 5:  # two steps after the checkpoint
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        trained(tmp_path / "parts", config, progress=killed)
+    with (tmp_path / "parts" / LOG).open("a") as file:
+        file.write("6,1.0986,0.0,0.3")
+    resumed, _ = trained(tmp_path / "parts", config, resume=True)
+    whole, _ = trained(tmp_path / "whole", config)
+    assert_same((resumed, whole), (tmp_path / "parts", tmp_path / "whole"))
+
+
+def test_the_first_step_of_adam_is_as_long_as_the_learning_rate():
+    """Kingma and Ba 2015, algorithm 1: without a past, the step is the rate times g / (|g| + epsilon)."""
+    config = dataclasses.replace(TINY, optimizer="adam", weight_decay=5.0, jitter=0.0)
+    network, twin = Tiny(), Tiny()
+    training = Training(network, config, images())
+    F.cross_entropy(twin(torch.cat(training.batch(0)))[0], torch.arange(3).repeat_interleave(4)).backward()
+    steps = training.steps(1)
+    next(steps)
+    steps.close()
+    for name, before in twin.named_parameters():
+        gradient = (before.grad + 5 * before).double()
+        frozen = name in Tiny.pretrained
+        expected = before - (0.0 if frozen else config.learning_rate) * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(network.get_parameter(name), expected.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    trained(tmp_path)
+    for changes, message in (
+        ({"steps": 7}, "has made 8 steps already, more than --steps 7: train without --resume"),
+        ({"steps": 9, "learning_rate": 0.1}, "another --steps, --learning-rate: train without --resume"),
+        ({"optimizer": "adam"}, "another --optimizer: train without --resume"),
+    ):
+        with pytest.raises(PadimError, match=message):
+            trained(tmp_path, dataclasses.replace(TINY, **changes), resume=True)
+    with pytest.raises(PadimError, match="another images: train without --resume"):
+        trained(tmp_path, resume=True, count=5)
+
+
+def test_a_learning_rate_that_falls_once_has_one_number_of_steps(tmp_path):
+    once = dataclasses.replace(TINY, steps=2, cosine_steps=0)
+    trained(tmp_path, once)
+    with pytest.raises(PadimError, match=r"fall over 2 steps \(--cosine-steps 0\), not over 9: train without"):
+        trained(tmp_path, dataclasses.replace(once, steps=9), resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused_and_a_missing_one_is_missed(tmp_path, caplog):
+    config = dataclasses.replace(TINY, steps=1)
+    trained(tmp_path, config)
     content = (tmp_path / CHECKPOINT).read_bytes()
     for damage in (content[:1000], b"", b"x" * 2000):
         (tmp_path / CHECKPOINT).write_bytes(damage)
         with pytest.raises(PadimError, match=r"is damaged: train without --resume"):
-            resumed(SMALL)
+            trained(tmp_path, config, resume=True)
     (tmp_path / CHECKPOINT).unlink()
-    resumed(SMALL)
+    trained(tmp_path, config, resume=True)
     assert "checkpoint.safetensors to resume: starting with the first step" in caplog.text
 
 
@@ -411,7 +533,8 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, caplog):
     [
         lambda header, tensors: header["values"].update(step=math.inf),
         lambda header, tensors: header["values"].update(step=-5),
-        lambda header, tensors: header["values"].update(step=99),
+        lambda header, tensors: header["values"].update(step=0),
+        lambda header, tensors: header["values"].update(step=2),
         lambda header, tensors: header["values"].update(best=[math.inf]),
         lambda header, tensors: header["values"].update(best=[0.5, math.inf]),
         lambda header, tensors: header["run"].update(config=[]),
@@ -419,19 +542,23 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, caplog):
         lambda header, tensors: header["rows"][0][0].update(loss="0.5"),
         lambda header, tensors: tensors.update({"best.classes.bias": torch.zeros(3)}),
         lambda header, tensors: tensors.pop("network.classes.bias"),
-        lambda header, tensors: tensors.update({"momentum.classes.bias": torch.zeros(7)}),
+        lambda header, tensors: tensors.pop("exp_avg_sq.classes.bias"),
+        lambda header, tensors: tensors.update({"exp_avg.classes.bias": torch.zeros(7)}),
+        lambda header, tensors: tensors.update({"step.classes.bias": torch.tensor(-1.0)}),
+        lambda header, tensors: tensors.update({"step.classes.bias": torch.tensor(math.nan)}),
     ],
 )
 def test_a_hostile_checkpoint_is_an_error_before_any_step(tmp_path, monkeypatch, change):
-    fitted(CutPaste(SMALL), batches(), folder=tmp_path)
+    config = dataclasses.replace(TINY, steps=1, optimizer="adam")
+    trained(tmp_path, config)
     with safe_open(tmp_path / CHECKPOINT, "pt") as file:
         header = json.loads(file.metadata()["padim-checkpoint"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}
     change(header, tensors)
     save_file(tensors, tmp_path / CHECKPOINT, {"padim-checkpoint": json.dumps(header)})
     monkeypatch.setattr(Training, "steps", lambda *arguments: pytest.fail("it started"))
-    with pytest.raises(PadimError, match=r"is damaged: train without --resume|another --"):
-        fitted(CutPaste(SMALL), batches(), folder=tmp_path, resume=True)
+    with pytest.raises(PadimError, match=r"is damaged: train without --resume"):
+        trained(tmp_path, config, resume=True)
 
 
 @pytest.mark.parametrize("density", ["gaussian", "kernel"])

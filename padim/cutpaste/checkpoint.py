@@ -20,7 +20,7 @@ from torch import Tensor
 
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.steps import Step
-from padim.errors import PadimError
+from padim.errors import CheckpointError, PadimError
 from padim.storage import tensorfile
 from padim.storage.files import write_text
 
@@ -89,7 +89,8 @@ class Checkpoint:
         """Take the log of the checkpoint over; gives its tensors and values, or None where there is no checkpoint.
 
         Raises:
-            PadimError: it is damaged, or it is that of another training.
+            CheckpointError: it is damaged, or it is that of another training.
+            PadimError: it can't be read.
         """
         path = self.path
         if path is None or not path.exists():
@@ -100,7 +101,7 @@ class Checkpoint:
                 tensors = tensorfile.tensors(file)
             for name, value in self.run.items():
                 if header["run"][name] != value:
-                    raise PadimError(
+                    raise CheckpointError(
                         f"{path} is of a training with another {_difference(name, header['run'][name], value)}:"
                         " train without --resume"
                     )
@@ -111,7 +112,7 @@ class Checkpoint:
         except OSError as error:
             raise PadimError(f"can't read {path}: {error.strerror or error}") from error
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise PadimError(f"{path} is damaged: train without --resume") from error
+            raise CheckpointError(f"{path} is damaged: train without --resume") from error
 
 
 def _logged_step(step: dict[str, Any], auroc: Any) -> LoggedStep:

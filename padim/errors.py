@@ -12,6 +12,10 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
+class CheckpointError(PadimError):
+    """A checkpoint that a training can't go on from: it is damaged, or of another training."""
+
+
 class ImageError(PadimError):
     """One image that can't be used. A run names it, skips it and counts it."""
 

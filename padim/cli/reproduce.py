@@ -15,13 +15,17 @@ from padim.backbones import ARCHITECTURES
 from padim.cli.command import USER_ERROR, Parser, command, progress_bars
 from padim.cli.options import add_data_option, default_data, pick_device, positive
 from padim.cli.tables import aligned
+from padim.config import PRECISIONS
+from padim.cutpaste.config import SELECTIONS
 from padim.errors import PadimError
 from padim.system.machine import cores
 
 if TYPE_CHECKING:
     from padim.data.items import Category
-    from padim.reproduction.experiments import Experiment, Run
-    from padim.reproduction.tables import TableRow
+    from padim.reproduction.experiments import Experiment
+    from padim.reproduction.rows import Results
+    from padim.reproduction.runs import Run
+    from padim.reproduction.tables import ExperimentTable
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,9 @@ def parser(prog: str = "padim-reproduce") -> Parser:
         " beside the published figures. What an earlier call has done is not done again.",
     )
     result.add_argument("--preset", nargs="+", default=[], metavar="NAME", help="presets (default: pytorch-r18)")
+    result.add_argument(
+        "--config", nargs="+", default=[], type=Path, metavar="FILE", help="configurations of your own, TOML files"
+    )
     result.add_argument(
         "--ablation",
         nargs="+",
@@ -54,6 +61,14 @@ def parser(prog: str = "padim-reproduce") -> Parser:
         default=[],
         metavar="[BACKBONE=]FILE",
         help="weights, one file per backbone, as in resnet18=FILE (default: download)",
+    )
+    group = result.add_argument_group("fields of the configurations, in all experiments that have them")
+    group.add_argument("--precision", choices=PRECISIONS, help="arithmetic of the network")
+    group.add_argument("--steps", type=int, metavar="N", help="updates of the weights (CutPaste)")
+    group.add_argument(
+        "--select",
+        choices=SELECTIONS,
+        help="step whose weights are taken; best-on-test has seen the test images (CutPaste)",
     )
     result.add_argument("--seeds", type=positive, default=1, metavar="N", help="repeat every random draw N times")
     result.add_argument(
@@ -86,39 +101,55 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-reproduce") 
     if options.address:  # other machines have other working directories
         options.data, options.output = options.data.absolute(), options.output.absolute()
 
-    from padim.reproduction.experiments import PAIRS, ablation, ablations, preset
-    from padim.reproduction.tables import table
+    from padim.reproduction.output import write_tables
+    from padim.reproduction.tables import ExperimentTable
     from padim.storage.files import check_writable
     from padim.weights import digest, weights_from
 
-    names = ablations() if "all" in options.ablation else options.ablation
-    compared = [single for name in names for single in PAIRS.get(name, (name,))]
-    experiments = [*map(preset, options.preset), *map(ablation, compared)] or [preset("pytorch-r18")]
+    experiments = _experiments(options)
     backbones = sorted({name for experiment in experiments if (name := experiment.config.pretrained)})
     files = _weights_files(options.weights, backbones)
     found, missing = _categories(options)
     check_writable(options.output)
     digests = {backbone: digest(weights_from(files.get(backbone), backbone)) for backbone in backbones}
-    runs = {experiment.name: _runs(experiment, found, digests, options) for experiment in experiments}
-    failed = _execute([run for several in runs.values() for run in several], files, options)
-
-    tables: dict[str, list[TableRow]] = {}
-    for experiment in experiments:
-        results: dict[str, list[dict[str, Any]]] = {}
-        for run in runs[experiment.name]:
-            figures = run.result()
-            if figures is not None:
-                results.setdefault(run.category.name, []).append(figures)
-        whole = max(map(len, results.values()), default=0)
-        complete = {name: seeds for name, seeds in results.items() if len(seeds) == whole}
-        if len(complete) < len(results):
-            partial = ", ".join(sorted(set(results) - set(complete)))
-            log.warning("%s: left out, since not all of their seeds are done: %s", experiment.name, partial)
-        if complete:
-            tables[experiment.name] = table(experiment.name, complete)
+    runs = [_runs(experiment, found, digests, options) for experiment in experiments]
+    failed = _execute([run for several in runs for run in several], files, options)
+    done = zip(experiments, map(_results, experiments, runs), strict=True)
+    tables = [
+        ExperimentTable(experiment, digests.get(experiment.config.pretrained or "", ""), results)
+        for experiment, results in done
+        if results
+    ]
+    if tables:
+        write_tables(options.output, tables)
     _print(tables, options.json)
-    _write(options.output, tables)
     return USER_ERROR if failed or missing else 0
+
+
+def _experiments(options: argparse.Namespace) -> list[Experiment]:
+    """What the options name, each once."""
+    from padim.reproduction.experiments import PAIRS, ablation, ablations, own, preset, with_options
+
+    names = ablations() if "all" in options.ablation else options.ablation
+    compared = [single for name in names for single in PAIRS.get(name, (name,))]
+    named = [*map(preset, options.preset), *map(own, options.config), *map(ablation, compared)]
+    fields = {name: getattr(options, name) for name in ("precision", "steps", "select")}
+    given = {name: value for name, value in fields.items() if value is not None}
+    return with_options(named or [preset("pytorch-r18")], given)
+
+
+def _results(experiment: Experiment, runs: Sequence[Run]) -> Results:
+    """The figures of an experiment's runs, for the categories of which all seeds are done."""
+    results: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        figures = run.result()
+        if figures is not None:
+            results.setdefault(run.category.name, []).append(figures)
+    whole = max(map(len, results.values()), default=0)
+    partial = sorted(name for name, seeds in results.items() if len(seeds) < whole)
+    if partial:
+        log.warning("%s: left out, since not all of their seeds are done: %s", experiment.name, ", ".join(partial))
+    return {name: seeds for name, seeds in results.items() if len(seeds) == whole}
 
 
 def _categories(options: argparse.Namespace) -> tuple[list[Category], int]:
@@ -143,7 +174,7 @@ def _runs(
     experiment: Experiment, found: Sequence[Category], digests: Mapping[str, str], options: argparse.Namespace
 ) -> list[Run]:
     """The runs of an experiment: its seeds on every category."""
-    from padim.reproduction.experiments import Run
+    from padim.reproduction.runs import Run
 
     folder, sha256 = options.output / experiment.name, digests.get(experiment.config.pretrained or "", "")
     return [
@@ -187,26 +218,16 @@ def _weights_files(entries: Sequence[str], backbones: Sequence[str]) -> dict[str
     return files
 
 
-def _print(tables: Mapping[str, Sequence[TableRow]], as_json: bool) -> None:
-    import dataclasses
+def _print(tables: Sequence[ExperimentTable], as_json: bool) -> None:
+    from padim.reproduction.tables import full_table
 
-    from padim.reproduction.tables import as_rows
-
-    for name, rows in tables.items():
+    for table in tables:
         if as_json:
-            print(json.dumps({"experiment": name, "rows": [dataclasses.asdict(row) for row in rows]}))
-        else:
-            print(f"{name}\n{aligned(as_rows(rows))}\n")
-
-
-def _write(folder: Path, tables: Mapping[str, Sequence[TableRow]]) -> None:
-    """Write the tables of each experiment beside its results."""
-    from padim.reproduction.tables import as_csv, as_html, as_markdown
-    from padim.storage.files import write_text
-
-    for experiment, rows in tables.items():
-        for suffix, text in (("csv", as_csv), ("md", as_markdown), ("html", as_html)):
-            write_text(folder / experiment / f"table.{suffix}", text({experiment: rows}))
+            print(json.dumps(table.summary()))
+            continue
+        text = full_table(table)
+        rows = [text.header, *([entry.text for entry in row] for row in text.rows)]
+        print("\n".join([text.title, aligned(rows), *text.notes]), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.steps import Step
-from padim.errors import PadimError
+from padim.errors import CheckpointError, PadimError
 from padim.storage import tensorfile
 from padim.storage.files import write_text
 
@@ -105,7 +105,8 @@ class Checkpoint:
         """Take the log of the checkpoint over; gives its tensors and values, or None where there is no checkpoint.
 
         Raises:
-            PadimError: it is damaged, it is that of another training, or it has more steps than are asked for.
+            CheckpointError: it is damaged, it is that of another training, or it has more steps than are asked for.
+            PadimError: it can't be read.
         """
         path = self.path
         if path is None or not path.exists():
@@ -119,12 +120,12 @@ class Checkpoint:
             if [row.step.step for row in self.steps] != [*range(1, done + 1)] or header["values"]["step"] != done:
                 raise ValueError("rows")
             if problem := _problem(header["run"], self.run, done):
-                raise PadimError(f"{path} {problem}: train without --resume")
+                raise CheckpointError(f"{path} {problem}: train without --resume")
             return tensors, dict(header["values"])
         except OSError as error:
             raise PadimError(f"can't read {path}: {error.strerror or error}") from error
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise PadimError(f"{path} is damaged: train without --resume") from error
+            raise CheckpointError(f"{path} is damaged: train without --resume") from error
 
 
 def _logged_step(step: dict[str, Any], auroc: Any) -> LoggedStep:

@@ -17,7 +17,7 @@ from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.network import CutPasteNetwork
 from padim.cutpaste.steps import Step, Training
 from padim.detectors.options import FitOptions, FitResult
-from padim.errors import PadimError
+from padim.errors import CheckpointError
 from padim.system.progress import OnProgress, Progress
 from padim.system.signals import stop_requests
 from padim.weights import StateDict
@@ -46,7 +46,8 @@ def train(
         progress: is told of every step.
 
     Raises:
-        PadimError: a loss is not finite, or the checkpoint is damaged or of another training.
+        CheckpointError: the checkpoint is damaged or of another training.
+        PadimError: a loss is not finite.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with a checkpoint.
     """
     checkpoint = Checkpoint.of(options.folder, config, images, weights_sha256)
@@ -99,7 +100,7 @@ def _resume(run: Training, checkpoint: Checkpoint) -> BestWeights:
         run.restore(*found)
         return BestWeights.restored(*found, run.network)
     except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise PadimError(f"{checkpoint.path} is damaged: train without --resume") from error
+        raise CheckpointError(f"{checkpoint.path} is damaged: train without --resume") from error
 
 
 def _figures(step: Step) -> dict[str, float]:

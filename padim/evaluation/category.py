@@ -16,7 +16,7 @@ from padim.data.items import Item
 from padim.data.loader import Sample, batched
 from padim.data.transform import Box, Transform
 from padim.detectors.scores import Scorer
-from padim.evaluation.metrics import Bools, Floats, Metrics, measure
+from padim.evaluation.metrics import Bools, Curve, Floats, Metrics, measure, seen_pixels
 from padim.evaluation.operating import DefectType, OperatingPoint, flagged
 
 if TYPE_CHECKING:
@@ -164,13 +164,26 @@ def score_samples(
 
 def metrics_of(results: Sequence[ImageResult], size: tuple[int, int]) -> Metrics:
     """The metrics of scored images, whose maps have a height and width."""
-    masked = [result for result in results if result.mask is not None and result.anomaly_map is not None]
-    return measure(
-        np.array([result.item.anomalous for result in results]),
-        np.array([result.score for result in results]),
-        np.array([result.mask for result in masked], dtype=bool).reshape(-1, *size),
-        np.array([result.anomaly_map for result in masked]).reshape(-1, *size),
-    )
+    masks, maps = masks_and_maps(results)
+    return measure(*_labels_and_scores(results), masks.reshape(-1, *size), maps.reshape(-1, *size))
+
+
+def roc_curves(results: Sequence[ImageResult]) -> dict[str, Curve]:
+    """The ROC curves of the `images` and of the `pixels`, as far as there are normal and anomalous ones of them."""
+    entries = {"images": _labels_and_scores(results), "pixels": seen_pixels(*masks_and_maps(results))}
+    return {name: Curve.of(*each) for name, each in entries.items() if each[0].any() and not each[0].all()}
+
+
+def masks_and_maps(results: Sequence[ImageResult]) -> tuple[Bools, Floats]:
+    """Masks and anomaly maps `[m, h, w]` of the images that have both."""
+    both = [result for result in results if result.mask is not None and result.anomaly_map is not None]
+    masks = np.array([result.mask for result in both], dtype=bool)
+    return masks, np.array([result.anomaly_map for result in both])
+
+
+def _labels_and_scores(results: Sequence[ImageResult]) -> tuple[Bools, Floats]:
+    """Whether each image is anomalous, and its score, `[n]`."""
+    return np.array([result.item.anomalous for result in results]), np.array([result.score for result in results])
 
 
 def _unseen(mask: Bools | None, anomaly_map: Floats | None) -> bool:

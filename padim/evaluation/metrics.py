@@ -96,6 +96,12 @@ class Curve:
         rate = np.column_stack([self.false_above, self.false_positives]).ravel() / self.normal
         return np.concatenate([[0], rate, [1]]), np.concatenate([[0, 0], np.repeat(self.recall, 2)])
 
+    def thinned_points(self, most: int) -> tuple[Floats, Floats]:
+        """So many of the corners, evenly along the curve, the first and the last among them."""
+        rate, recall = self.points()
+        kept = np.unique(np.searchsorted(rate + recall, np.linspace(0, 2, most)))
+        return rate[kept], recall[kept]
+
     def area(self, limit: float = 1.0) -> float:
         """Area under the ROC curve up to a false-positive rate in 0..1, divided by that rate."""
         rate, recall = self.points()

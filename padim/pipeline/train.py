@@ -119,8 +119,8 @@ def train_category(
         category: the images.
         config: the protocol.
         output: folder of the models; None writes nothing.
-        options: how the fit is run and what its file carries; `category`, `folder` and `update` follow from the
-            other arguments.
+        options: how the fit is run and what its file carries; `category` and `update` follow from the other
+            arguments, and `folder` does where there is an `output`.
         weights: of the backbone, as state dict or file; by default the published ones are downloaded.
         device: where to compute, in torch's terms.
         strict: whether the first unreadable image is an error; else it is skipped and counted.
@@ -153,7 +153,9 @@ def train_category(
     if options.ignore:
         detector.ignore(ignored_pixels(options.ignore, category.train, transform))
     earlier = detector.provenance.images
-    options = dataclasses.replace(options, category=category.name, folder=folder, update=update_from is not None)
+    options = dataclasses.replace(
+        options, category=category.name, folder=folder or options.folder, update=update_from is not None
+    )
     held_out = ImageLoader(tests, transform, workers=options.workers, strict=strict)
     batches = LoaderBatches(loader, category.name, config, progress)
     fit = detector.fit(batches, options, tests=_labelled(held_out, config.batch_size), progress=progress)

@@ -10,8 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from padim.evaluation.category import Evaluation
-from padim.evaluation.metrics import PRO_LIMIT, Curve, Floats, pro_curve, seen_pixels
+from padim.evaluation.category import Evaluation, masks_and_maps, roc_curves
+from padim.evaluation.metrics import PRO_LIMIT, Curve, Floats, pro_curve
 from padim.storage.files import atomic_write, write_text
 
 # What `evaluation_figures` may give.
@@ -20,7 +20,7 @@ FIGURES = ("image scores", "ROC curves", "per-region overlap", "embeddings")
 # Of the palette of Okabe and Ito, which colour-blind people can tell apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 
-_MOST_POINTS = 500
+_MOST_POINTS = 500  # of a curve: the eye misses none of its corners
 
 
 def score_span(evaluation: Evaluation) -> tuple[float, float]:
@@ -35,19 +35,13 @@ def evaluation_figures(evaluation: Evaluation, training_embeddings: Floats | Non
     metrics, results = evaluation.metrics, evaluation.images
     labels = np.array([result.item.anomalous for result in results])
     scores = np.array([result.score for result in results])
-    masked = [result for result in results if result.mask is not None and result.anomaly_map is not None]
-    masks, maps = np.array([result.mask for result in masked]), np.array([result.anomaly_map for result in masked])
     good, defective = scores[~labels].tolist(), scores[labels].tolist()
     figures = {"image scores": histogram_figure(good, defective, _thresholds(evaluation), score_span(evaluation))}
-    curves = {}
-    if metrics.image_auroc is not None:
-        curves["images"] = Curve.of(labels, scores)
-    if metrics.pixel_auroc is not None:
-        curves["pixels"] = Curve.of(*seen_pixels(masks, maps))
+    curves = roc_curves(results)
     if curves:
         figures["ROC curves"] = roc_figure(curves)
     if metrics.aupro is not None:
-        figures["per-region overlap"] = pro_figure(pro_curve(masks, maps))
+        figures["per-region overlap"] = pro_figure(pro_curve(*masks_and_maps(results)))
     if training_embeddings is not None:
         tested = np.array([result.embedding for result in results])
         kinds = {"training": training_embeddings, "good": tested[~labels], "defective": tested[labels]}
@@ -59,7 +53,7 @@ def roc_figure(curves: Mapping[str, Curve]) -> Figure:
     """ROC curves, each with its area."""
     figure, axis = _square("false-positive rate", "recall")
     for (name, curve), colour in zip(curves.items(), (BLUE, ORANGE), strict=False):
-        axis.plot(*_thinned(curve), color=colour, label=f"{name}, area {curve.area():.4f}")
+        axis.plot(*curve.thinned_points(_MOST_POINTS), color=colour, label=f"{name}, area {curve.area():.4f}")
     axis.legend(loc="lower right")
     return figure
 
@@ -67,7 +61,7 @@ def roc_figure(curves: Mapping[str, Curve]) -> Figure:
 def pro_figure(curve: Curve) -> Figure:
     """The per-region overlap curve, and the part of it that AUPRO measures."""
     figure, axis = _square("false-positive rate of the pixels", "mean overlap with the defects")
-    axis.plot(*_thinned(curve), color=BLUE, label=f"AUPRO {PRO_LIMIT}: {curve.area(PRO_LIMIT):.4f}")
+    axis.plot(*curve.thinned_points(_MOST_POINTS), color=BLUE, label=f"AUPRO {PRO_LIMIT}: {curve.area(PRO_LIMIT):.4f}")
     axis.axvspan(0, PRO_LIMIT, color=GREY, alpha=0.15, linewidth=0)
     axis.legend(loc="lower right")
     return figure
@@ -161,10 +155,3 @@ def _square(x: str, y: str) -> tuple[Figure, matplotlib.axes.Axes]:
     axis.set(xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
     axis.grid(alpha=0.3)
     return figure, axis
-
-
-def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """So many of a curve's corners that the eye misses none."""
-    rate, recall = curve.points()
-    kept = np.unique(np.linspace(0, len(rate) - 1, _MOST_POINTS).round().astype(int))
-    return rate[kept], recall[kept]

@@ -23,7 +23,7 @@ from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 
 from padim.errors import PadimError, first_line
-from padim.reproduction.experiments import Run
+from padim.reproduction.runs import Run
 
 Work = Callable[[int, Run], str | None]
 Outcomes = Generator[tuple[Run, str | None], None, None]

@@ -1,30 +1,21 @@
-"""Experiments: presets and the paper's comparisons, and one run of an experiment on one category."""
+"""Experiments: presets, configurations of one's own, and the paper's comparisons."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from padim.config import BaseConfig, Config, preset_path
-from padim.data.items import Category
 from padim.detectors.contract import Detector
-from padim.detectors.options import FitOptions
 from padim.detectors.registry import new_detector, read_config
 from padim.errors import PadimError
 from padim.estimate import estimate
 from padim.extractor import Backbone
-from padim.pipeline.evaluate import evaluate_category
-from padim.pipeline.train import train_category
+from padim.reproduction import published
 from padim.reproduction.ablations import PcaPadim, SumOfMaps
-from padim.reproduction.tables import COUNTS, METRICS
-from padim.storage.files import write_json
-from padim.version import __version__
-from padim.weights import StateDict
 
 
 @dataclass(frozen=True)
@@ -32,7 +23,7 @@ class Experiment:
     """A detector under one configuration.
 
     Attributes:
-        name: a preset or an ablation; what `padim.reproduction.published` knows it by.
+        name: that of its preset, ablation or file, and of the fields in which it differs from that.
         config: its protocol.
         make: gives the unfitted detector of the configuration.
         repeated: the field of the configuration that a repetition changes.
@@ -47,6 +38,13 @@ class Experiment:
         """The experiment with the seed of its repetition `number`; the first one has its own."""
         first = getattr(self.config, self.repeated)
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **{self.repeated: first + number}))
+
+    def having(self, field: str, value: Any) -> Experiment:
+        """The experiment with another value of a field, which its name then tells; itself if nothing differs."""
+        if getattr(self.config, field, value) == value:
+            return self
+        config = dataclasses.replace(self.config, **{field: value})
+        return dataclasses.replace(self, name=f"{self.name}-{field}-{value}", config=config)
 
     @property
     def seeded(self) -> bool:
@@ -112,89 +110,48 @@ def ablations() -> list[str]:
     return list(_ABLATIONS)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One experiment on one category, whose result is a JSON file.
-
-    Attributes:
-        experiment: what is run.
-        category: on what.
-        weights_sha256: digest of the backbone's weights.
-        path: where the result is kept.
-    """
-
-    experiment: Experiment
-    category: Category
-    weights_sha256: str
-    path: Path
-
-    def result(self) -> dict[str, Any] | None:
-        """The figures of an earlier run, unless there is none or anything that they depend on has changed."""
-        try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            whole = found["key"] == self._key() and _are_figures(found["figures"])
-            return dict(found["figures"]) if whole else None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-
-    def execute(self, weights: StateDict | None, device: str, workers: int) -> dict[str, Any]:
-        """Fit and evaluate; the figures, which are also written to the file.
-
-        Raises:
-            PadimError: there is nothing to fit to or to evaluate on, or the weights don't fit.
-        """
-        if not self.category.train or not self.category.test:
-            raise PadimError("a run needs training images and test images")
-        key = self._key()  # of the files as they are before they are read
-        trained = train_category(
-            self.category,
-            self.experiment.config,
-            options=FitOptions(calibrate=False, workers=workers),
-            weights=weights,
-            device=device,
-            tests=self.category.test,
-            make=self.experiment.make,
-        )
-        evaluation = evaluate_category(trained.detector, self.category, workers=workers)
-        counts = {"skipped": trained.skipped + evaluation.skipped, "unmasked": evaluation.unmasked}
-        figures = dataclasses.asdict(evaluation.metrics) | {"images": len(evaluation.images)} | counts
-        write_json(self.path, {"key": key, "figures": figures})
-        return figures
-
-    def _key(self) -> dict[str, Any]:
-        """All that the figures depend on."""
-        return {
-            "padim": __version__,
-            "experiment": self.experiment.name,
-            "config": json.loads(json.dumps(self.experiment.config.to_dict())),  # lists for tuples
-            "weights_sha256": self.weights_sha256,
-            "images_sha256": _fingerprint(self.category),
-        }
-
-
-def _are_figures(figures: Mapping[str, Any]) -> bool:
-    """Whether figures from a file are such as `padim.reproduction.tables.table` takes.
+def own(path: Path) -> Experiment:
+    """The experiment of a configuration of one's own, named after its file.
 
     Raises:
-        KeyError, TypeError: they are not.
+        PadimError: the file is no configuration.
     """
-    shares = [figures[name] for name in METRICS.values()]
-    return all(share is None or 0 <= share <= 1 for share in shares) and all(figures[name] >= 0 for name in COUNTS)
+    return Experiment(path.stem, read_config(path))
 
 
-def _fingerprint(category: Category) -> str:
-    """SHA-256 of a category's list of images with their labels, and of size and date of all files."""
-    sha = hashlib.sha256()
-    for split, items in (("train", category.train), ("test", category.test)):
-        for item in items:
-            files = [_stamp(item.path), _stamp(item.mask) if item.mask else None]
-            sha.update(f"{split} {item.defect} {files}\n".encode(errors="backslashreplace"))
-    return sha.hexdigest()
+def with_options(experiments: Sequence[Experiment], options: Mapping[str, Any]) -> list[Experiment]:
+    """The experiments with fields of their configurations replaced, in those that have them.
+
+    Raises:
+        PadimError: none of them has a field, a value is not valid, or two experiments have the same name.
+    """
+    found: dict[str, Experiment] = {}
+    for field in options:
+        if not any(hasattr(experiment.config, field) for experiment in experiments):
+            names = ", ".join(experiment.name for experiment in experiments)
+            raise PadimError(f"--{field} fits no experiment of these: {names}")
+    for experiment in experiments:
+        for field, value in options.items():
+            experiment = experiment.having(field, value)
+        if found.setdefault(experiment.name, experiment) != experiment:
+            raise PadimError(f"two experiments are called {experiment.name}: rename the file of one of them")
+    return [*found.values()]
 
 
-def _stamp(path: Path) -> tuple[str, int, int]:
-    try:
-        status = path.stat()
-    except OSError:  # it is not there, which reading will report
-        return str(path.absolute()), 0, 0
-    return str(path.absolute()), status.st_size, status.st_mtime_ns
+def published_name(experiment: Experiment) -> str | None:
+    """What `padim.reproduction.published` knows the protocol of an experiment by, whatever its own name is."""
+    names = sorted(published.experiments(), key=lambda name: name != experiment.name)  # some have the same protocol
+    return next((name for name in names if _protocol(_published(name)) == _protocol(experiment)), None)
+
+
+def _published(name: str) -> Experiment:
+    entry = published.experiments()[name]
+    base = entry.get("preset", name)
+    experiment = ablation(base) if base in _ABLATIONS else preset(base)
+    return dataclasses.replace(experiment, config=dataclasses.replace(experiment.config, **entry.get("changes", {})))
+
+
+def _protocol(experiment: Experiment) -> tuple[BaseConfig, Callable[..., Detector]]:
+    """What published figures are of: neither one draw, nor one precision, nor how many images are scored at a time."""
+    config = dataclasses.replace(experiment.config, seed=0, rotation_seed=0, precision="fp32", batch_size=1)
+    return config, experiment.make

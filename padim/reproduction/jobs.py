@@ -10,7 +10,7 @@ import torch
 
 from padim.errors import PadimError
 from padim.reproduction.backends import DIED, Backend, Outcomes
-from padim.reproduction.experiments import Run
+from padim.reproduction.runs import Run
 from padim.system.machine import available_memory_bytes
 from padim.weights import weights_from
 

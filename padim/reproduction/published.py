@@ -29,27 +29,24 @@ def experiments() -> dict[str, dict[str, Any]]:
     return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
-def source(experiment: str) -> str | None:
-    """Where an experiment's figures were published; None if they weren't."""
-    return experiments().get(experiment, {}).get("source")
+def source(experiment: str | None) -> str | None:
+    """Where the figures of an experiment were published; None if they weren't."""
+    return experiments().get(experiment or "", {}).get("source")
 
 
-def category_figure(experiment: str, metric: str, category: str) -> float | None:
+def category_figure(experiment: str | None, metric: str, category: str) -> float | None:
     """The published figure of a category, in 0..1; metrics are `image`, `pixel` and `aupro`."""
-    figure: float | None = experiments().get(experiment, {}).get(metric, {}).get(category)
+    figure: float | None = experiments().get(experiment or "", {}).get(metric, {}).get(category)
     return figure
 
 
-def group_figure(experiment: str, metric: str, group: str) -> float | None:
-    """The published figure of a whole group, or the plain mean of those of its categories."""
-    figures = experiments().get(experiment, {}).get(metric, {})
-    if group in figures:
+def group_figure(experiment: str | None, metric: str, group: str, categories: tuple[str, ...]) -> float | None:
+    """The published figure of a whole group, if it has one of its own; else the plain mean of those of its categories.
+
+    None if one of these categories of the group has no figure.
+    """
+    figures = experiments().get(experiment or "", {}).get(metric, {})
+    if group in figures and categories == GROUPS[group]:
         return float(figures[group])
-    return mean_figure(experiment, metric, GROUPS[group])
-
-
-def mean_figure(experiment: str, metric: str, categories: tuple[str, ...]) -> float | None:
-    """The plain mean of the published figures of some categories; None if one of them has none."""
-    figures = [category_figure(experiment, metric, category) for category in categories]
-    known = [figure for figure in figures if figure is not None]
-    return sum(known) / len(known) if known and len(known) == len(figures) else None
+    known = [figures[category] for category in categories if category in figures]
+    return sum(known) / len(known) if known and len(known) == len(categories) else None

@@ -1,207 +1,186 @@
-"""Tables of results beside published figures, as text, CSV, Markdown and HTML."""
+"""Tables as they are printed, whatever the format: one of an experiment, and one per metric of several experiments."""
 
 from __future__ import annotations
 
-import csv
-import html
-import io
-import statistics
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from padim.reproduction import published
+from padim.reproduction.experiments import Experiment, published_name
+from padim.reproduction.rows import COLUMNS, METRICS, Cell, Results, TableRow, table_rows
 
-# Column of a table -> figure of `padim.evaluation.metrics.Metrics`.
-METRICS = {"image": "image_auroc", "pixel": "pixel_auroc", "aupro": "aupro"}
-
-COUNTS = ("images", "skipped", "unmasked")
-
-_NAMES = {"image": "image AUROC", "pixel": "pixel AUROC", "aupro": "AUPRO 0.3"}
-
-_STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; }
-table { border-collapse: collapse; margin-bottom: 2rem; }
-th, td { padding: 0.2rem 0.8rem; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; }"""
+_DIGITS = 3  # of a comparison, as published figures have
+_PARENTHESES = ", in parentheses"
+_NOTHING = Cell(None, None, None, None)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A figure of a table, in 0..1, each None where there is none.
+class ExperimentTable:
+    """The figures of an experiment, and what they were made with.
 
     Attributes:
-        mean: over the seeds.
-        deviation: standard deviation over the seeds, where there are several.
-        published: what was published for it.
-        difference: `mean - published`, where both are of the same images.
+        experiment: which.
+        weights_sha256: digest of the backbone's weights; "" without.
+        results: the figures of its runs.
     """
 
-    mean: float | None
-    deviation: float | None
-    published: float | None
-    difference: float | None
+    experiment: Experiment
+    weights_sha256: str
+    results: Results
+
+    @cached_property
+    def rows(self) -> list[TableRow]:
+        """A row per category and mean."""
+        return table_rows(published_name(self.experiment), self.results)
+
+    @property
+    def source(self) -> str | None:
+        """Where figures of the same protocol were published, if they were."""
+        return published.source(published_name(self.experiment))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Versions, machine and date, all of those that the runs had."""
+        each = [figures["environment"] for seeds in self.results.values() for figures in seeds]
+        return {name: ", ".join(sorted({one.get(name, "") for one in each})) for name in each[0]}
+
+    def over(self, categories: set[str]) -> ExperimentTable:
+        """The table of some of the categories."""
+        return dataclasses.replace(self, results={name: self.results[name] for name in categories})
+
+    def made_with(self) -> str:
+        """`NAME: padim 0.1.0, Python 3.11.2, ..., weights SHA-256 5c106cde...`."""
+        what = self.environment | ({"weights SHA-256": self.weights_sha256} if self.weights_sha256 else {})
+        return f"{self.experiment.name}: {', '.join(f'{name} {value}' for name, value in what.items())}"
+
+    def summary(self) -> dict[str, Any]:
+        """The table as plain values, for JSON."""
+        return {
+            "experiment": self.experiment.name,
+            "published": self.source,
+            "remark": self.experiment.config.remark,
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "environment": self.environment,
+            "weights_sha256": self.weights_sha256,
+            "config": self.experiment.config.to_dict(),
+        }
+
+
+class Entry(NamedTuple):
+    """What stands in a row and a column; the best of a row is set in bold, but for what stands behind it."""
+
+    text: str
+    behind: str = ""
+    best: bool = False
 
 
 @dataclass(frozen=True)
-class TableRow:
-    """A category or a group of them in a table.
+class PrintedTable:
+    """What a format prints.
 
     Attributes:
-        name: what it is called.
-        images: how many test images it has; with what could not be used, if anything.
-        cells: the figures, by the names of `METRICS`.
+        title: what it shows.
+        header: what stands above each column.
+        rows: the entries of each row.
+        means: how many of the last rows are means.
+        notes: what has to be known of the figures, in sentences.
     """
 
-    name: str
-    images: str
-    cells: dict[str, Cell]
+    title: str
+    header: list[str]
+    rows: list[list[Entry]]
+    means: int
+    notes: list[str]
 
 
-def table(experiment: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[TableRow]:
-    """The rows of an experiment, as in the paper: textures, objects, and the groups below.
+def full_table(table: ExperimentTable) -> PrintedTable:
+    """Metrics beside the published ones and their differences, and costs."""
+    header = ["category", "images"]
+    rows = [[Entry(row.label), Entry(row.images)] for row in table.rows]
+    for key, column in COLUMNS.items():
+        beside = _has_published(table, key)
+        header += [column.heading, *(("published", "difference") if beside else ())]
+        for row, entries in zip(table.rows, rows, strict=True):
+            cell = row.cells[key]
+            entries.append(Entry(_value(cell, column.digits)))
+            if beside:
+                entries += [_number(cell.published, ".3f"), _number(cell.difference, "+.4f")]
+    return _printed(table.experiment.name, header, rows, [table], COLUMNS)
+
+
+def compact_table(table: ExperimentTable) -> PrintedTable:
+    """The same as wide as a page: without numbers of images and differences, the published figures in parentheses."""
+    header = ["category", *(column.heading for column in COLUMNS.values())]
+    rows = [
+        [Entry(row.label), *(_entry(row.cells[key], column.digits) for key, column in COLUMNS.items())]
+        for row in table.rows
+    ]
+    return _printed(table.experiment.name, header, rows, [table], COLUMNS, _PARENTHESES)
+
+
+def comparison(tables: Sequence[ExperimentTable]) -> list[PrintedTable]:
+    """A table per metric, with a column per experiment and the best of each row in bold.
 
     Args:
-        experiment: its name.
-        results: the figures of each category, one entry per seed, equally many for each.
+        tables: of the same categories.
     """
-    known = published.GROUPS["all"]
-    order = [name for name in known if name in results] + sorted(set(results) - set(known))
-    rows = []
-    for name in order:
-        truth = {metric: published.category_figure(experiment, metric, name) for metric in METRICS}
-        cells = {metric: _cell([results[name]], metric, truth[metric], True) for metric in METRICS}
-        rows.append(TableRow(name, _images([results[name]]), cells))
-    for group, members in published.GROUPS.items():
-        there = tuple(name for name in members if name in results)
-        if there:
-            rows.append(_group_row(experiment, group, there, results))
-    if set(results) - set(known):
-        every = [results[name] for name in order]
-        cells = {metric: _cell(every, metric, None, False) for metric in METRICS}
-        rows.append(TableRow(f"mean of these {len(order)}", _images(every), cells))
-    return rows
+    header = ["category", *(table.experiment.name for table in tables)]
+    labels = {row.name: row.label for table in tables for row in table.rows}
+    cells = [{row.name: row.cells for row in table.rows} for table in tables]
+    found = []
+    for metric, column in METRICS.items():
+        lines = {name: [each[name][metric] if name in each else _NOTHING for each in cells] for name in labels}
+        if any(cell.mean is not None for line in lines.values() for cell in line):
+            title = column.heading[0].upper() + column.heading[1:]
+            rows = [[Entry(labels[name]), *_best_marked(line)] for name, line in lines.items()]
+            found.append(_printed(title, header, rows, tables, [metric], _PARENTHESES))
+    return found
 
 
-def _group_row(
-    experiment: str, group: str, there: tuple[str, ...], results: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> TableRow:
-    """The mean over the categories of a group that there are, beside what was published for the same ones."""
-    whole = len(there) == len(published.GROUPS[group])
-    members = [results[name] for name in there]
-    cells = {}
-    for metric in METRICS:
-        same = published.group_figure(experiment, metric, group) if whole else None
-        same = same or published.mean_figure(experiment, metric, there)
-        shown = same or published.group_figure(experiment, metric, group)
-        cells[metric] = _cell(members, metric, shown, same is not None)
-    count = "" if whole else f" ({len(there)} of {len(published.GROUPS[group])})"
-    return TableRow(f"{group}{count}", _images(members), cells)
+def _best_marked(cells: Sequence[Cell]) -> list[Entry]:
+    """The entries of a row; the best are those that are printed as the same largest figure, if there is a choice."""
+    shown = [-1.0 if cell.mean is None else round(cell.mean, _DIGITS) for cell in cells]
+    choice = len([figure for figure in shown if figure >= 0]) > 1
+    entries = [_entry(cell, _DIGITS) for cell in cells]
+    return [entry._replace(best=choice and one == max(shown)) for entry, one in zip(entries, shown, strict=True)]
 
 
-def _images(results: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """`83`, or `80 (3 skipped, 1 without mask)`."""
-    first = [seeds[0] for seeds in results]
-    counts = {name: sum(figures[name] for figures in first) for name in COUNTS}
-    named = {"skipped": counts["skipped"], "without mask": counts["unmasked"]}
-    problems = ", ".join(f"{count} {name}" for name, count in named.items() if count)
-    return f"{counts['images']} ({problems})" if problems else str(counts["images"])
+def _printed(
+    title: str,
+    header: list[str],
+    rows: list[list[Entry]],
+    tables: Sequence[ExperimentTable],
+    keys: Collection[str],
+    where: str = "",
+) -> PrintedTable:
+    """With notes: where the published figures of the columns are from, remarks, and what the mark of a label means."""
+    named = [(f"{table.experiment.name}: " if len(tables) > 1 else "", table) for table in tables]
+    sources = [f"{name}{table.source}" for name, table in named if any(_has_published(table, key) for key in keys)]
+    notes = [f"Published{where}: {'; '.join(sources)}."] if sources else []
+    experiments = [table.experiment for table in tables]
+    notes += [f"{each.name}: {each.config.remark}." for each in experiments if each.config.remark]
+    every = [row for table in tables for row in table.rows]
+    missing = sorted({f"{row.name} ({row.missing})" for row in every if row.missing})
+    notes += [f"† Incomplete, so in no mean beside a published one: {', '.join(missing)}."] if missing else []
+    return PrintedTable(title, header, rows, len({row.name for row in every if row.is_mean}), notes)
 
 
-def _cell(results: Sequence[Sequence[Mapping[str, Any]]], metric: str, truth: float | None, comparable: bool) -> Cell:
-    """The mean over categories, then mean and deviation over seeds; none where a category has no figure."""
-    figures = [[entry[METRICS[metric]] for entry in seed] for seed in zip(*results, strict=True)]
-    if any(figure is None for seed in figures for figure in seed):
-        return Cell(None, None, truth, None)
-    by_seed = [statistics.mean(seed) for seed in figures]
-    mean = statistics.mean(by_seed)
-    return Cell(
-        mean,
-        statistics.stdev(by_seed) if len(by_seed) > 1 else None,
-        truth,
-        mean - truth if comparable and truth is not None else None,
-    )
+def _has_published(table: ExperimentTable, key: str) -> bool:
+    return any(row.cells[key].published is not None for row in table.rows)
 
 
-Tables = Mapping[str, Sequence[TableRow]]
+def _entry(cell: Cell, digits: int) -> Entry:
+    """`0.996 ± 0.002 (0.998)`, the published figure in parentheses."""
+    return Entry(_value(cell, digits), f" ({cell.published:.3f})" if cell.published is not None else "")
 
 
-def as_csv(tables: Tables) -> str:
-    """One line per category and metric."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["experiment", "category", "images", "metric", "mean", "deviation", "published", "difference"])
-    for experiment, rows in tables.items():
-        for row in rows:
-            for metric, cell in row.cells.items():
-                figures = (cell.mean, cell.deviation, cell.published, cell.difference)
-                writer.writerow([experiment, row.name, row.images, metric, *(_number(figure) for figure in figures)])
-    return text.getvalue()
+def _value(cell: Cell, digits: int) -> str:
+    deviation = f" ± {cell.deviation:.{digits}f}" if cell.deviation is not None else ""
+    return "-" if cell.mean is None else f"{cell.mean:.{digits}f}{deviation}"
 
 
-def as_markdown(tables: Tables) -> str:
-    """One table per experiment."""
-    parts = []
-    for experiment, rows in tables.items():
-        lines = [f"## {experiment}", "", *_caption(experiment)]
-        header = _header(rows)
-        lines += [_line(header), _line(["---"] + ["---:"] * (len(header) - 1))]
-        lines += [_line(_entries(row)) for row in rows]
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
-
-
-def as_html(tables: Tables) -> str:
-    """One page that needs nothing else."""
-    parts = []
-    for experiment, rows in tables.items():
-        lines = [f"<h2>{html.escape(experiment)}</h2>"]
-        lines += [f"<p>{html.escape(line)}</p>" for line in _caption(experiment) if line]
-        lines += ["<table>", _html_line("th", _header(rows))]
-        lines += [_html_line("td", _entries(row)) for row in rows]
-        parts.append("\n".join([*lines, "</table>"]))
-    head = f'<meta charset="utf-8"><title>Results</title><style>{_STYLE}</style>'
-    body = "\n".join(["<h1>Results beside published figures</h1>", *parts])
-    return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
-
-
-def as_rows(rows: Sequence[TableRow]) -> list[list[str]]:
-    """Header and entries as text."""
-    return [_header(rows), *(_entries(row) for row in rows)]
-
-
-def _caption(experiment: str) -> list[str]:
-    where = published.source(experiment)
-    return [f"Published: {where}.", ""] if where else []
-
-
-def _header(rows: Sequence[TableRow]) -> list[str]:
-    return [
-        "category",
-        "images",
-        *(entry for metric in rows[0].cells for entry in (_NAMES[metric], "published", "difference")),
-    ]
-
-
-def _entries(row: TableRow) -> list[str]:
-    return [row.name, row.images, *(entry for cell in row.cells.values() for entry in _cell_entries(cell))]
-
-
-def _cell_entries(cell: Cell) -> list[str]:
-    deviation = f" ± {cell.deviation:.4f}" if cell.deviation is not None else ""
-    return [
-        "-" if cell.mean is None else f"{cell.mean:.4f}{deviation}",
-        "-" if cell.published is None else f"{cell.published:.3f}",
-        "-" if cell.difference is None else f"{cell.difference:+.4f}",
-    ]
-
-
-def _number(figure: float | None) -> str:
-    return "" if figure is None else f"{figure:.6f}"
-
-
-def _line(entries: Sequence[str]) -> str:
-    return f"| {' | '.join(entries)} |"
-
-
-def _html_line(tag: str, entries: Sequence[str]) -> str:
-    return f"<tr>{''.join(f'<{tag}>{html.escape(entry)}</{tag}>' for entry in entries)}</tr>"
+def _number(value: float | None, form: str) -> Entry:
+    return Entry("-" if value is None else format(value, form))

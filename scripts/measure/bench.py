@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 
+from padim.system.machine import cpu_model
+
 SCRIPTS = Path(__file__).parent
 COMMANDS = ("train", "eval", "predict", "synth", "data", "reproduce")
 IMPORTS = "import resource, torch, torchvision; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
@@ -53,7 +55,7 @@ def main() -> None:
                 found = _json(Path(sys.executable), "stages.py", "gaussian", form, size)
                 stages.setdefault(f"{size} {form}", []).append(found)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    machine = {"date": str(date.today()), "cores": os.cpu_count(), "cpu": _cpu(), **versions}
+    machine = {"date": str(date.today()), "cores": os.cpu_count(), "cpu": cpu_model(), **versions}
     if options.output:
         result = {"machine": machine, "runs": whole, "stages": stages}
         options.output.write_text(json.dumps(result, indent=1) + "\n")
@@ -128,13 +130,6 @@ def _markdown(machine: dict[str, Any], whole: dict[str, Any], stages: dict[str, 
             shown = f"{shared / scale:.1f} {unit} | {dense / scale:.1f} {unit} | {dense / shared:.1f}"
             lines.append(f"| {size}, {key.replace('_', ' ').removesuffix(' bytes')} | {shown} |")
     return "\n".join(lines)
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -219,7 +219,8 @@ def test_the_ablation_has_both_sides(root, weights_file, run, tmp_path, monkeypa
     small = dataclasses.replace(SMALL, resize=(72,), crop=(64,))
     from padim.reproduction import experiments
 
-    monkeypatch.setattr(experiments, "read_config", lambda path: small)
+    preset, mine = experiments.preset, experiments.Experiment("pytorch-r18", small)
+    monkeypatch.setattr(experiments, "preset", lambda name: mine if name == mine.name else preset(name))
     where = ("--data", root, "--weights", weights_file, "--output", tmp_path, "--jobs", 1)
     result = run("reproduce", "--ablation", "align", "--seeds", 2, "--json", *where)
     assert result.code == 0

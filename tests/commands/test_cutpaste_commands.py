@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import itertools
 import json
 import re
@@ -20,7 +19,6 @@ from PIL import Image
 
 from padim import CutPaste
 from padim.cli import command
-from padim.reproduction import experiments as reproduce
 from padim.system.progress import Lines
 
 FEW = [
@@ -202,18 +200,6 @@ def test_presets(run, preset):
     values = tomllib.loads(result.out)
     assert (values["method"], values["variant"]) == ("cutpaste", preset.split("-")[0])
     assert values["sspcab"] == {"3way-sspcab": "before-layer4", "3way-sspcab-paper": "last-block"}.get(preset, "none")
-
-
-def test_reproduce_puts_it_beside_the_published_figures(data_root, weights_file, run, tmp_path, monkeypatch):
-    small = reproduce.preset("cutpaste-3way")
-    config = dataclasses.replace(small.config, resize=(32, 32), training_batch=4, steps=1, scar_height=(4, 8))
-    monkeypatch.setattr(reproduce, "preset", lambda name: dataclasses.replace(small, config=config))
-    where = ["--data", data_root, "--weights", weights_file, "--output", tmp_path, "--category", "texture"]
-    result = run("reproduce", "--preset", "cutpaste-3way", *where, "--json")
-    assert result.code == 0, result.err
-    rows = json.loads(result.out)["rows"]
-    assert rows[0]["cells"]["image"]["mean"] is not None
-    assert rows[0]["cells"]["pixel"]["mean"] is None
 
 
 def test_weights_for_an_experiment_that_starts_from_none_are_one_line(data_root, weights_file, run, tmp_path):

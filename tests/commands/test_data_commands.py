@@ -1,14 +1,9 @@
-"""padim-data check, folders of one's own, and padim-reproduce."""
+"""padim-data check, and folders of one's own."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -130,82 +125,3 @@ def test_cameras_are_trained_and_evaluated(run, data_root, weights_file, tmp_pat
     for key in ("images", "defective", "unmasked", "image_auroc", "pixel_auroc", "aupro"):
         assert found[key] == expected[key]
     assert run("data", "check", tmp_path / "stc").code == 0
-
-
-# padim-reproduce
-
-
-@pytest.mark.slow
-def test_reproduce_prints_and_writes_tables_and_does_nothing_twice(run, data_root, weights_file, tmp_path, monkeypatch):
-    root = tmp_path / "data"
-    root.mkdir()
-    (root / "carpet").symlink_to(data_root / "texture")
-    (root / "bottle").symlink_to(data_root / "object")
-    monkeypatch.setenv("PADIM_DATA", str(root))
-    arguments = ("--data", root, "--weights", weights_file, "--output", tmp_path / "results", "--device", "cpu")
-    first = run("reproduce", "--ablation", "layer3", "random100", "--seeds", "2", "--jobs", "2", *arguments)
-    assert first.code == 0
-    assert "not there: grid, leather," in first.err
-    lines = [line.split("  ")[0] for line in first.out.splitlines()]
-    groups = ["textures (1 of 5)", "objects (1 of 10)", "all (2 of 15)"]
-    assert lines == [
-        "layer3",
-        "category",
-        "carpet",
-        "bottle",
-        *groups,
-        "",
-        "random100",
-        "category",
-        "carpet",
-        "bottle",
-        *groups,
-        "",
-    ]
-    assert first.out.count("±") == 3 * 5
-    for name in ("csv", "md", "html"):
-        assert "random100" in (tmp_path / f"results/random100/table.{name}").read_text()
-
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*/*.json")}
-    assert len(times) == 2 * (1 + 2)
-    again = run("reproduce", "--ablation", "layer3", "random100", "--seeds", "2", *arguments)
-    assert (again.code, again.out) == (0, first.out)
-    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/*/*.json")}
-
-
-def test_reproduce_goes_on_after_a_failure(run, data_root, weights_file, tmp_path):
-    root = tmp_path / "data"
-    shutil.copytree(data_root / "texture", root / "wood")
-    shutil.copytree(data_root / "object/test", root / "pill/test")
-    (root / "pill/train/good").mkdir(parents=True)
-    arguments = ("--data", root, "--weights", weights_file, "--output", tmp_path / "results", "--device", "cpu")
-    result = run("reproduce", "--ablation", "layer3", "--json", *arguments)
-    assert result.code == 2
-    assert "ERROR: layer3, pill: a run needs training images and test images" in result.err
-    assert json.loads(result.out)["rows"][0]["name"] == "wood"
-    assert run("reproduce", "--preset", "nothing", *arguments).code == 2
-    named = run("reproduce", "--ablation", "layer3", "--category", "wood", "tile", *arguments)
-    assert (named.code, named.err) == (2, "WARNING: not there: tile\n")
-    assert "wood" in named.out
-    for weights in (("a.pth", "b.pth"), ("resnet=a.pth",)):
-        refused = run("reproduce", "--preset", "pytorch-r18", "pytorch-wr50", "--data", root, "--weights", *weights)
-        assert (refused.code, refused.err.count("\n")) == (2, 1)
-        assert "say for which backbone, as in resnet18=FILE" in refused.err
-
-
-@pytest.mark.slow
-def test_ctrl_c_stops_every_process(data_root, weights_file, tmp_path):
-    arguments = ("--ablation", "random100", "--category", "texture", "--data", data_root, "--weights", weights_file)
-    command = [sys.executable, "-m", "padim.cli.reproduce", *arguments, "--seeds", "40", "--jobs", "2"]
-    where = ("--output", tmp_path / "results", "--device", "cpu")
-    process = subprocess.Popen(
-        [*map(str, command), *map(str, where)], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while not list(tmp_path.glob("results/*/*.json")):
-        assert process.poll() is None
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "interrupted\n")
-    assert len(list(tmp_path.glob("results/*/*.json"))) < 20
-    assert not list(tmp_path.glob("results/**/*.tmp"))

@@ -16,7 +16,7 @@ LIMIT = 120.0  # seconds; only for a test that would hang otherwise
 
 _FORKSERVER = get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(
-    ["padim.cli.train", "padim.cli.predict", "padim.cli.reproduce", "padim.reproduction.experiments"]
+    ["padim.cli.train", "padim.cli.predict", "padim.cli.reproduce", "padim.reproduction.runs"]
 )
 
 

@@ -50,8 +50,11 @@ from padim.detectors.registry import load, read_config
 from padim.detectors.scores import Scorer
 from padim.extractor import Backbone
 from padim.report.colours import ColourScale
-from padim.reproduction.experiments import Experiment, Run
-from padim.reproduction.tables import as_csv, table
+from padim.reproduction.experiments import Experiment
+from padim.reproduction.figures import table_figures
+from padim.reproduction.formats import as_csv
+from padim.reproduction.runs import Run
+from padim.reproduction.tables import ExperimentTable, full_table
 from padim.storage.files import check_writable
 from padim.storage.provenance import Provenance
 from padim.system.progress import silent
@@ -214,9 +217,13 @@ def run_of(category: Category, path: Path) -> Run:
 
 
 def read_result(path: Path) -> None:
-    figures = run_of(Category("bottle", [], []), path).result()
+    run = run_of(Category("bottle", [], []), path)
+    figures = run.result()
     if figures is not None:
-        as_csv({"pytorch-r18": table("pytorch-r18", {"bottle": [figures]})})
+        table = ExperimentTable(run.experiment, "", {"bottle": [figures]})
+        as_csv([table])
+        full_table(table)
+        table_figures(table.rows, table.results)
 
 
 def read_record(path: Path) -> None:
@@ -317,8 +324,11 @@ def parsers(folder: Path) -> dict[str, Parser]:
     torch.save(needed, legacy, _use_new_zipfile_serialization=False)
     read_checkpoint(folder / CHECKPOINT)
     run = run_of(Category("bottle", [], []), folder / "result.json")
-    counts = {"images": 3, "skipped": 0, "unmasked": 0}
-    figures = {"image_auroc": 0.9, "pixel_auroc": None, "aupro": 0.5, **counts}
+    counts = {"train": 3, "images": 3, "skipped": 0, "unmasked": 0}
+    metrics = {"image_auroc": 0.9, "pixel_auroc": None, "aupro": 0.5, "pixel_ap": 0.5, "pixel_f1_max": None}
+    costs = {"seconds": 1.5, "images_per_second": 9.25, "peak_memory_gb": 0.5}
+    what = {"curves": {"images": [[0.0, 0.1, 1.0], [0.0, 0.9, 1.0]]}, "environment": {"torch": "2.6.0"}}
+    figures = metrics | counts | costs | what
     lines = [json.dumps({"name": f"{n}.png", "bytes": n, "modified_ns": n, "score": 0.5}).encode() for n in range(3)]
     rows = ["object,split,label,image,mask", "a,train,normal,a/1.png,", 'b,test,"bad, or so",b/2.png,b/2m.png']
     images = image_files()

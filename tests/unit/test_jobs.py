@@ -17,8 +17,9 @@ from conftest import SMALL
 
 from padim import Padim, PadimError
 from padim.data.layouts import find_category
-from padim.reproduction.experiments import Experiment, Run
+from padim.reproduction.experiments import Experiment
 from padim.reproduction.jobs import execute
+from padim.reproduction.runs import Run
 
 PATIENCE = 60  # seconds; nothing takes them unless something is wrong
 

@@ -118,6 +118,21 @@ def test_figures_that_are_not_defined_are_none():
     assert (no_masks.image_auroc, no_masks.pixel_auroc, no_masks.aupro) == (1.0, None, None)
 
 
+@pytest.mark.parametrize("entries", [40, 100_000])
+def test_few_points_of_a_curve_have_its_area_and_both_ends(entries):
+    rng = np.random.default_rng(entries)
+    labels = rng.random(entries) < 0.1
+    scores = rng.normal(size=entries) + 1.5 * labels
+    curve = Curve.of(labels, scores)
+    rate, recall = curve.thinned_points(200)
+    assert len(rate) == len(recall) <= 200
+    assert [rate[0], recall[0], rate[-1], recall[-1]] == [0, 0, 1, 1]
+    every_rate, every_recall = curve.points()
+    drawn = np.interp(every_rate + every_recall, rate + recall, recall)
+    assert np.abs(drawn - every_recall).max() < 2 / 199
+    assert np.trapezoid(recall, rate) == pytest.approx(roc_auc_score(labels, scores), abs=1e-3)
+
+
 def test_auc_of_the_whole_pro_curve_of_one_region_is_the_pixel_auroc():
     random = np.random.default_rng(1)
     masks = np.zeros((1, 12, 12), dtype=bool)

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+# Packages that have further backbones, `torchvision:NAME` and `timm:NAME`, whose layers are modules by their names.
+LIBRARIES = ("torchvision", "timm")
+
 
 @dataclass(frozen=True)
 class Architecture:

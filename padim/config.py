@@ -9,15 +9,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
-from padim.backbones import ARCHITECTURES
+from padim.backbones import ARCHITECTURES, LIBRARIES
 from padim.errors import PadimError
 
+BACKBONES = (*ARCHITECTURES, *(f"{library}:NAME" for library in LIBRARIES))
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 UPSAMPLINGS = ("bilinear", "bicubic")
@@ -66,7 +68,7 @@ class BaseConfig:
         for field in dataclasses.fields(self):
             value = _checked(field, *types[field.name], getattr(self, field.name))
             object.__setattr__(self, field.name, value)
-            allowed = field.metadata["choices"]
+            allowed = self._choices(field.name)
             for entry in value if isinstance(value, tuple) else (value,):
                 if allowed and entry not in allowed:
                     raise PadimError(f"{field.name}: {entry!r} is not one of {', '.join(allowed)}")
@@ -74,6 +76,11 @@ class BaseConfig:
             if not holds:
                 raise PadimError(f"{name}: {getattr(self, name)} is out of range ({self._help(name)})")
         self._check_sizes()
+
+    def _choices(self, name: str) -> tuple[str, ...]:
+        """The values that a field may have; nothing for a field that may have any."""
+        choices: tuple[str, ...] = self.__dataclass_fields__[name].metadata["choices"]
+        return choices
 
     def _ranges(self) -> dict[str, bool]:
         """Name of a field -> whether its value is in range."""
@@ -160,8 +167,10 @@ class Config(BaseConfig):
         "checkpoint_steps": "padim fits in one pass: there are no checkpoints",
     }
 
-    backbone: str = option("resnet18", "network that gives the features", tuple(ARCHITECTURES))
-    layers: tuple[str, ...] = option(LAYERS[:3], "levels that are joined, finest first", LAYERS)
+    backbone: str = option("resnet18", f"network that gives the features: {', '.join(BACKBONES)}")
+    layers: tuple[str, ...] = option(
+        LAYERS[:3], f"levels that are joined, finest first: of {', '.join(LAYERS)}, or modules of a library's network"
+    )
     channels: int = option(100, "channels drawn from the joined levels; 0 keeps all")
     tile: tuple[int, ...] = option((), "cut images into tiles: a side, or height and width; nothing for none")
     tile_overlap: int = option(64, "pixels that neighbouring tiles have in common, at least")
@@ -171,8 +180,20 @@ class Config(BaseConfig):
     upsampling: str = option("bilinear", "how maps grow to the image size", UPSAMPLINGS)
     sigma: float = option(4.0, "Gaussian smoothing of the maps, in pixels; 0 for none")
 
+    def _choices(self, name: str) -> tuple[str, ...]:
+        named = {"backbone": BACKBONES, "layers": LAYERS}
+        if name in named:  # of the others the extractor knows the names
+            return () if self._of_library else named[name]
+        return super()._choices(name)
+
+    @property
+    def _of_library(self) -> bool:
+        """Whether the backbone is a network of torchvision or timm, with layers of its own."""
+        return self.backbone.partition(":")[0] in LIBRARIES
+
     def _ranges(self) -> dict[str, bool]:
-        order = [LAYERS.index(layer) for layer in self.layers]
+        known = self.layers if self._of_library else LAYERS
+        order = [known.index(layer) for layer in self.layers]
         return super()._ranges() | {
             "layers": bool(order) and order == sorted(set(order)),
             "channels": self.channels >= 0,
@@ -185,7 +206,10 @@ class Config(BaseConfig):
 
     @property
     def stride(self) -> int:
-        return 32 if "layer4" in self.layers else 16
+        if not self._of_library:
+            return 32 if "layer4" in self.layers else 16
+        patch = re.search(r"patch([1-9]\d?)(?!\d)", self.backbone)  # which vision transformers have in their names
+        return int(patch[1]) if patch and 32 % int(patch[1]) else 32
 
     @property
     def pretrained(self) -> str | None:

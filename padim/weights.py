@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import sys
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
-from torchvision.models import WeightsEnum
 
-from padim.backbones import ARCHITECTURES
 from padim.errors import PadimError, first_line
+from padim.networks import source_of
 from padim.storage.files import utf8_path
 
 StateDict = Mapping[str, Tensor]
@@ -123,25 +120,18 @@ def _is_plain(value: Any) -> bool:
 
 
 def download_weights(name: str) -> StateDict:
-    """The published ImageNet weights of a backbone, from the local cache where they are there already.
+    """The published weights of a backbone, from the local cache where they are there already.
 
     Raises:
         PadimError: they can't be had; the message says how to get them elsewhere.
     """
-    weights = resolve_name(ARCHITECTURES[name].weights)
-    if isinstance(weights, WeightsEnum):
-        return _from_hub(weights)
-    state: StateDict = weights()
-    return state
-
-
-def _from_hub(weights: WeightsEnum) -> StateDict:
-    """Weights through torch's hub cache, checked against the digest in their name."""
+    source = source_of(name)
     try:
-        state: StateDict = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
-        return state
-    except Exception as error:  # network, disk, digest or a damaged cache
+        return source.weights()
+    except PadimError:
+        raise
+    except Exception as error:  # network, disk, digest, a damaged cache, or there are none
         raise PadimError(
-            f"can't get the weights from {weights.url} ({first_line(error)}): fetch that file on a machine"
+            f"can't get the weights from {source.url} ({first_line(error)}): fetch that file on a machine"
             " with a network and pass it with --weights FILE"
         ) from error

@@ -1,13 +1,15 @@
-"""What several tests need: detectors that are fitted, moments, and patience with other processes."""
+"""What several tests need: fitted detectors, moments, networks of libraries, and patience with other processes."""
 
 from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import timm
 import torch
+import torchvision
 
 from padim import FitOptions
 from padim.detectors.contract import Detector
@@ -23,6 +25,31 @@ def fitted(detector: AnyDetector, batches: Iterable[Any], category: str = "", **
     """A detector after a fit with such options."""
     detector.fit(batches, FitOptions(category=category, **options))
     return detector
+
+
+def library_network(backbone: str) -> torch.nn.Module:
+    """The network of a backbone of a library, as the library has it, with random weights and statistics."""
+    library, _, name = backbone.partition(":")
+    make = torchvision.models.get_model if library == "torchvision" else timm.create_model
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network: torch.nn.Module = make(name, **({"dynamic_img_size": True} if "vit" in name else {})).eval()
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    return network
+
+
+def activations(network: torch.nn.Module, layers: Sequence[str], images: torch.Tensor) -> list[torch.Tensor]:
+    """What modules of a network give for normalised images, in float64."""
+    found: dict[str, torch.Tensor] = {}
+    for layer in layers:
+        module = network.get_submodule(layer)
+        module.register_forward_hook(lambda *call, layer=layer: found.update({layer: call[-1].clone()}))
+    with torch.no_grad():
+        network.double()(images.double())
+    return [found[layer] for layer in layers]
 
 
 def moments_of(groups: Iterable[list[torch.Tensor]]) -> Moments:

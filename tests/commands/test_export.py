@@ -6,6 +6,7 @@ import json
 import subprocess
 import sysconfig
 import venv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from conftest import SMALL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracles import factors_of
+from oracles import factors_of, fitted, library_network
 from PIL import Image
 
 import padim
@@ -74,6 +75,21 @@ def test_half_precision_halves_the_bytes_and_costs_digits(exported, tmp_path, mo
     assert 1e-6 < difference < export.TOLERANCE
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert size < 0.55 * (exported / "model.onnx").stat().st_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "layers"),
+    {"timm:test_vit": ("blocks.1",), "torchvision:mobilenet_v3_small": ("features.1", "features.3")}.items(),
+)
+def test_networks_of_libraries_are_exported(backbone, layers, tmp_path):
+    config = replace(SMALL, backbone=backbone, layers=layers)
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), dtype=np.uint8)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    model = fitted(Padim(config, weights=library_network(backbone).state_dict()), [images[:4]])
+    assert export.export_onnx(model, tmp_path / "model.onnx").largest_difference < 1e-4
+    found, expected = Runtime.load(tmp_path / "model.onnx").score_pixels(pixels[4:]), model.score(images[4:])
+    np.testing.assert_allclose(found.maps, expected.maps.numpy(), rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from oracles import library_network
 from PIL import Image
 
 from padim import Padim
@@ -101,6 +103,26 @@ def test_defects_that_are_not_seen_are_counted(run, photos, weights_file, tmp_pa
     )
     outside = {score["path"] for score in found["scores"] if score.get("outside")}
     assert outside == {str(path) for path in (photos / "plate/test").glob("*/000.png") if path.parent.name != "good"}
+
+
+def test_a_network_of_a_library_from_training_to_verdicts(run, photos, folders, tmp_path):
+    torch.save(library_network("timm:test_vit").state_dict(), tmp_path / "weights.pth")
+    common = ("train", "--normal", photos / "ok", "--weights", tmp_path / "weights.pth", "--output", tmp_path, *FEW)
+    network = ("--backbone", "timm:test_vit", "--layers", "blocks.1", "blocks.3")
+    assert "features of an image" in run(*common, *network, "--dry-run").out
+    assert run(*common, *network, "--eval", *folders).code == 0
+    assert summary(tmp_path)["config"]["resize"] == [192, 384]  # multiples of 32
+    result = run("predict", "--model", tmp_path / "ok/model.safetensors", photos / "ok", "--out", tmp_path / "out")
+    assert result.out.count('"verdict": ') == 20
+    for wrong, message in (
+        (("--backbone", "timm:test_vit"), "has no maps named layer1, layer2, layer3; its stages end at "),
+        (("--backbone", "timm:vit", "--layers", "blocks.1"), "backbone: timm has no network 'vit'"),
+        (("--backbone", "vgg"), "backbone: 'vgg' is not one of resnet18"),
+        ((*network, "--size", 40), "images or tiles of 40 x 40 pixels don't divide into patches of 16 x 16"),
+    ):
+        result = run(*common, *wrong)
+        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result.err
+        assert message in result.err
 
 
 # What the training remembers, and says

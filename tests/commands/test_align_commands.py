@@ -74,7 +74,7 @@ def test_eval_and_report_follow_the_model(runs, root, run):
     scores = json.loads((runs / "plate/eval.json").read_text())["scores"]
     assert all(set(line["pose"]) == {"angle", "shift", "correlation", "found"} for line in scores)
     page = (runs / "plate/report.html").read_text()
-    assert "grey is what was not seen of the aligned parts" in page
+    assert "grey is what is ignored or was not seen" in page
     assert page.count(" degrees, correlation ") == len(scores)
 
 

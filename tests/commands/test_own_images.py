@@ -121,7 +121,7 @@ def test_a_network_of_a_library_from_training_to_verdicts(run, photos, folders, 
         ((*network, "--size", 40), "images or tiles of 40 x 40 pixels don't divide into patches of 16 x 16"),
     ):
         result = run(*common, *wrong)
-        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result.err
+        assert (result.code, result.out, result.err.count("ERROR")) == (2, "", 1), result.err
         assert message in result.err
 
 

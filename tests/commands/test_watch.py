@@ -214,7 +214,7 @@ def test_what_the_machine_is_to_blame_for_is_tried_again(model, data_root, tmp_p
     [
         ([], "pass images and folders, or --watch DIR"),
         (["photos", "--watch", "photos"], "pass images and folders, or --watch DIR"),
-        (["photos", "--panel"], "--panel, --raw and --range are for pictures: say where with --out DIR"),
+        (["photos", "--panel"], "--panel, --mask, --raw and --range are for pictures: say where with --out DIR"),
         (["--watch", "nowhere"], "there is no folder nowhere"),
         (["--watch", ".", "--strict"], "--strict stops at the first unreadable image, which --watch is not to do"),
         (["photos", "--settle", "1"], "--record and --settle are for --watch DIR"),

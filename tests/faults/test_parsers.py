@@ -235,7 +235,22 @@ def test_names_in_no_encoding_are_one_error_and_nothing_on_stdout(tmp_path, capf
     assert capfd.readouterr().out == ""
 
 
-FIGURES = {"image_auroc": 0.9, "pixel_auroc": None, "aupro": 0.5, "images": 3, "skipped": 0, "unmasked": 0}
+FIGURES = {
+    "image_auroc": 0.9,
+    "pixel_auroc": None,
+    "aupro": 0.5,
+    "pixel_ap": 0.4,
+    "pixel_f1_max": 0.3,
+    "train": 8,
+    "images": 3,
+    "skipped": 0,
+    "unmasked": 0,
+    "seconds": 2.0,
+    "images_per_second": 4.0,
+    "peak_memory_gb": 0.5,
+    "curves": {"image": [[0, 1], [0.5, 1]]},
+    "environment": {"python": "3.12"},
+}
 
 
 @pytest.mark.parametrize(

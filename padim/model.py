@@ -116,15 +116,15 @@ class Padim(Detector):
             images = moments.count // examples
             if images < 2:
                 raise PadimError(f"a Gaussian needs at least two training images, there is {images}")
+            excess = trimmed_count(trim, added) if trim else 0
             carried = moments.copy() if options.keep_moments or options.update or trim else None
             gaussian = Gaussian.fit(moments, self.config.epsilon)  # which uses the moments up
             tally, trimmed = Tally(), np.empty(0, dtype=np.int64)
-            left_out = trimmed_count(trim, added) if trim else 0
             if images > 2 and (options.calibrate or trim):
                 tally = self._left_out(gaussian, features, images, frame)
             scores = distributed.gathered(tally.scores())
             if trim and carried:
-                trimmed = highest(scores, left_out, added)
+                trimmed = highest(scores, excess, added)
                 stays = distributed.own_part(~np.isin(np.arange(added), trimmed), len(tally.scores()))
                 carried.remove(features.moments_of(~stays, carried.shift))
                 images = carried.count // examples

@@ -126,10 +126,10 @@ def _predict(options: argparse.Namespace) -> int:
     from padim.data.layouts import find_mask
 
     names = collect_images(options.inputs, *_result_folders(options))
-    if options.out and real(options.out) in map(real, names):
-        raise PadimError(f"--out {options.out} is the image itself: name another picture")
     if _is_picture(options.out) and len(names) > 1:
         raise PadimError(f"--out {options.out} names one picture, and there are {len(names)} images: name a folder")
+    if _is_picture(options.out) and real(options.out) in map(real, names):
+        raise PadimError(f"--out {options.out} is the image itself: name another picture")
     items = [Item(path, mask=find_mask(path) if options.panel else None) for path in names]
     predict, results = _prepared(options)
     try:

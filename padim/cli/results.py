@@ -66,12 +66,12 @@ class Results:
         """Make of an image what is to be made, and print its line."""
         if isinstance(prediction.problem, ImageError):  # which was said when it was read
             self._counts["unreadable"] += 1
-            self._rows.append(prediction.summary())
+            self._add_row(prediction.summary())
             return
         line = self.line(prediction, name)
         print(coloured(line), flush=True)
         self._counts[line["verdict"] or "scored"] += 1
-        self._rows.append(line | ({"regions": len(line["regions"])} if "regions" in line else {}))
+        self._add_row(line)
         if "error" in line:
             log.error("%s", line["error"])
             self.failed += 1
@@ -94,6 +94,12 @@ class Results:
             stages = (f"{stage} {taken / scored:.1f} ms" for stage, taken in self._taken.items())
             print(f"per image: {', '.join(stages)}", file=sys.stderr)
 
+    def _add_row(self, line: dict[str, Any]) -> None:
+        """Keep what the table is to have of a line, if there is to be one."""
+        if self._csv:
+            regions = {"regions": len(line["regions"])} if "regions" in line else {}
+            self._rows.append({name: value for name, value in (line | regions).items() if name in _COLUMNS})
+
     def _sort(self, path: Path, verdict: str, name: Path) -> Path:
         from padim.deploy.sorting import sort_image
 
@@ -108,7 +114,7 @@ class Results:
         if not self._csv:
             return
         text = io.StringIO(newline="")
-        table = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
+        table = csv.DictWriter(text, _COLUMNS)
         table.writeheader()
         table.writerows(self._rows)
         write_text(self._csv, text.getvalue())

@@ -255,10 +255,11 @@ def _config(options: argparse.Namespace) -> BaseConfig:
     config = config_from(options)
     if not options.normal or asks_for_size(options):
         return config
+    from padim.data.layouts import plain_category
     from padim.pipeline.size import in_own_proportions
 
     (name,) = _names(options)
-    return in_own_proportions(config, category_from(options, name).train)
+    return in_own_proportions(config, plain_category(name, options.normal).train)
 
 
 def _updated_config(options: argparse.Namespace) -> BaseConfig:

@@ -25,8 +25,11 @@ def say_size(category: Category, config: BaseConfig, options: argparse.Namespace
     """Say on stderr how images of one's own are resized, unless the options say so."""
     from padim.pipeline.size import describe_size
 
-    if options.normal and not vars(options).get("update") and not asks_for_size(options):
-        print(f"{category.name}: {describe_size(config, category.train)}", file=sys.stderr)
+    if not options.normal or vars(options).get("update") or asks_for_size(options):
+        return
+    size = describe_size(config, category.train)
+    if size:
+        print(f"{category.name}: {size}", file=sys.stderr)
 
 
 def say_summary(summary: Mapping[str, Any], options: argparse.Namespace) -> None:

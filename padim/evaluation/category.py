@@ -30,7 +30,7 @@ class ImageResult:
     Attributes:
         item: what it is.
         score: its image score.
-        anomaly_map: `[h, w]`, from a detector that has maps; NaN where an aligned model has not seen enough.
+        anomaly_map: `[h, w]`, from a detector that has maps; NaN where it has not seen enough, or ignores.
         mask: where it is defective, `[h, w]`, where that is known.
         seen: the part of the image that the model sees, in its pixels.
         outside: whether all that is defective lies outside what the model sees.

@@ -33,9 +33,8 @@ def anomalous_pixels(anomaly_map: NDArray[np.floating], threshold: float, peak: 
 
     So a verdict has the regions that make an image anomalous, and not those that normal images have, too.
     """
-    labels, count = scipy.ndimage.label(anomaly_map >= threshold, structure=EIGHT_CONNECTED)
-    peaks = scipy.ndimage.maximum(anomaly_map, labels, range(1, count + 1))
-    kept: NDArray[np.bool_] = np.append(False, np.asarray(peaks) >= peak)[labels]
+    labels, peaks = _labelled(anomaly_map, threshold)
+    kept: NDArray[np.bool_] = np.append(False, peaks >= peak)[labels]
     return kept
 
 
@@ -50,11 +49,9 @@ def anomalous_regions(
         seen: the part of the original image that the map covers, in its pixels.
         peak: the distance that the highest pixel of a region has to reach; any, by default.
     """
-    pixels = anomalous_pixels(anomaly_map, threshold, peak)
-    labels, count = scipy.ndimage.label(pixels, structure=EIGHT_CONNECTED)
+    labels, peaks = _labelled(anomaly_map, threshold)
     x, y = (seen.right - seen.left) / anomaly_map.shape[1], (seen.bottom - seen.top) / anomaly_map.shape[0]
-    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    peaks = scipy.ndimage.maximum(anomaly_map, labels, range(1, count + 1))
+    areas = np.bincount(labels.ravel(), minlength=len(peaks) + 1)[1:]
     regions = [
         Region(
             Box(
@@ -64,8 +61,15 @@ def anomalous_regions(
                 seen.top + round(rows.stop * y),
             ),
             round(float(area) * x * y),
-            shortest(np.float32(peak)),
+            shortest(np.float32(highest)),
         )
-        for (rows, columns), area, peak in zip(scipy.ndimage.find_objects(labels), areas, peaks, strict=True)
+        for (rows, columns), area, highest in zip(scipy.ndimage.find_objects(labels), areas, peaks, strict=True)
+        if highest >= peak
     ]
     return sorted(regions, key=lambda region: -region.peak)
+
+
+def _labelled(anomaly_map: NDArray[np.floating], threshold: float) -> tuple[NDArray[np.int32], NDArray[np.floating]]:
+    """The connected pixels that reach a threshold, numbered from 1, `[h, w]`, and the peak of each region."""
+    labels, count = scipy.ndimage.label(anomaly_map >= threshold, structure=EIGHT_CONNECTED)
+    return labels, np.asarray(scipy.ndimage.maximum(anomaly_map, labels, range(1, count + 1)))

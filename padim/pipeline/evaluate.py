@@ -61,13 +61,14 @@ def evaluate_category(
     images = score_samples(scorer, samples, batch_size or scorer.config.batch_size, keep_images=report)
     if category.test and not images:
         raise PadimError("no test image could be read")
+    metrics = metrics_of(images, scorer.config.image_size)
     counts = loader.skipped, loader.unmasked
     folder = Path(output, category.name) if output is not None else None
     page = folder / "report.html" if folder and report else None
     seconds = time.perf_counter() - start
     found = Evaluation(
         category.name,
-        metrics_of(images, scorer.config.image_size),
+        metrics,
         images,
         *counts,
         thresholds,

@@ -40,7 +40,7 @@ class Prediction:
         regions: where it is anomalous, if it is; None from a detector without maps.
         part: how the part lies in what the network sees of the image, from a model that aligns them.
         seen: what the network sees of the image, in pixels.
-        anomaly_map: distances `[h, w]` of that; NaN where an aligned model has not seen enough, None without maps.
+        anomaly_map: distances `[h, w]` of that; NaN where the model has not seen enough, or ignores; None without maps.
         sample: the image as it was read, with its mask.
         milliseconds: what reading and scoring took, by stage, see `Stopwatch`; empty where that was not asked for.
         problem: why there is no score.

@@ -46,16 +46,16 @@ def sizes_of(items: Sequence[Item]) -> list[tuple[int, int]]:
 
 def in_own_proportions(config: BaseConfig, items: Sequence[Item]) -> BaseConfig:
     """The configuration that sees whole images in their own proportions, with about as many pixels as 256 x 256."""
-    ratios = [height / width for width, height in sizes_of(items)]
-    if not ratios:
-        return config
-    return dataclasses.replace(config, resize=_sides_like(median(ratios), config.stride), crop=())
+    sizes = sizes_of(items)
+    return dataclasses.replace(config, resize=_whole(sizes, config.stride), crop=()) if sizes else config
 
 
-def describe_size(config: BaseConfig, items: Sequence[Item]) -> str:
-    """What becomes of the images in a protocol that sees them whole, in one line."""
+def describe_size(config: BaseConfig, items: Sequence[Item]) -> str | None:
+    """What becomes of the images in a protocol that sees them whole, in one line; None if none can be read."""
     sizes = Counter(sizes_of(items)).most_common()
-    width, height = sizes[0][0] if sizes else (0, 0)
+    if not sizes:
+        return None
+    width, height = sizes[0][0]
     usual = f"{width} x {height}" if len(sizes) == 1 else f"{len(sizes)} sizes, mostly {width} x {height}"
     rows, columns = config.image_size
     return f"images of {usual} pixels are seen whole, resized to {columns} x {rows}, which is --size {rows} {columns}"
@@ -63,16 +63,17 @@ def describe_size(config: BaseConfig, items: Sequence[Item]) -> str:
 
 def describe_crop(config: BaseConfig, items: Sequence[Item]) -> str | None:
     """What a protocol leaves out of the images, in one line, where that is much."""
-    transform, shares = Transform.of(config), []
-    for width, height in sizes_of(items):
+    if not config.crop:
+        return None
+    transform, sizes, shares = Transform.of(config), sizes_of(items), []
+    for width, height in sizes:
         left, top, right, bottom = transform.seen(width, height)
         shares.append((right - left) * (bottom - top) / (width * height))
     if not shares or mean(shares) >= _ENOUGH:
         return None
-    whole = _text(in_own_proportions(config, items).image_size)
     return (
         f"the protocol sees {mean(shares):.0%} of the images on average, and no defect outside of that: a model trained"
-        f" with --size {whole} sees them whole"
+        f" with --size {_text(_whole(sizes, config.stride))} sees them whole"
     )
 
 
@@ -80,10 +81,10 @@ def check_rigid(config: BaseConfig, items: Sequence[Item]) -> None:
     """Raise a PadimError if the configuration turns parts that its resize would bend."""
     if config.align != "rotate" or len(config.resize) == 1:
         return
-    ratios = [height / width for width, height in sizes_of(items)]
-    if not ratios:
+    sizes = sizes_of(items)
+    if not sizes:
         return
-    ratio, fits = median(ratios), _sides_like(median(ratios), config.stride)
+    ratio, fits = _proportion(sizes), _whole(sizes, config.stride)
     if _bent(config.image_size, ratio) > max(_BENT, _bent(fits, ratio)):
         raise PadimError(
             f"the training images are {1 / ratio:.3g} times as wide as high, and turned parts would be bent by resizing"
@@ -118,8 +119,14 @@ def _text(sides: tuple[int, int]) -> str:
     return " ".join(map(str, sides))
 
 
-def _sides_like(ratio: float, stride: int) -> tuple[int, int]:
-    """Height and width in multiples of a stride, of such a ratio, nearly, and with about as many pixels as wanted."""
+def _proportion(sizes: Sequence[tuple[int, int]]) -> float:
+    """Height by width of most images."""
+    return median(height / width for width, height in sizes)
+
+
+def _whole(sizes: Sequence[tuple[int, int]], stride: int) -> tuple[int, int]:
+    """Height and width in multiples of a stride, in the images' proportions, nearly, with about `_AREA` pixels."""
+    ratio = _proportion(sizes)
 
     def wrong(sides: tuple[int, int]) -> tuple[float, float]:
         bent = _bent(sides, ratio)

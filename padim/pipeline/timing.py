@@ -13,17 +13,17 @@ from padim.detectors.scores import NumpyScores, Scorer
 
 
 class Stopwatch:
-    """Notes what the batches of a scorer take. As a context, it takes the time of a detector's network apart.
+    """Notes what the batches of a scorer take. As a context, it takes the time of PaDiM's backbone apart.
 
     Attributes:
-        milliseconds: per image of the last batch: `network` and `gaussians`, which is all that follows it, or `graph`
-            for an exported model, whose graph has both.
+        milliseconds: per image of the last batch: `network` and `gaussians`, which is all that follows it, or for
+            other models `graph`, all in one.
     """
 
     def __init__(self, scorer: Scorer) -> None:
         self.milliseconds: dict[str, float] = {}
         self._scorer, self._hooks = scorer, ExitStack()
-        self._network: Any = getattr(scorer, "backbone", None) or getattr(scorer, "network", None)
+        self._network: Any = getattr(scorer, "backbone", None)
         self._begun, self._seconds = 0.0, 0.0
 
     def __enter__(self) -> Self:

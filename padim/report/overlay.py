@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
@@ -10,6 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 from padim.data.transform import Box
 from padim.evaluation.regions import anomalous_pixels
 from padim.report.colours import GREY, ColourScale
+
+if TYPE_CHECKING:
+    from padim.pipeline.predict import Prediction
+
 
 _OPACITY = 0.5
 
@@ -38,14 +44,17 @@ def heatmap(image: Image.Image, anomaly_map: NDArray[np.floating], scale: Colour
     return Image.blend(image, Image.fromarray(scale.colours(np.asarray(stretched))), _OPACITY)
 
 
-def predicted_mask(
-    anomaly_map: NDArray[np.floating], threshold: float, peak: float, size: tuple[int, int]
-) -> NDArray[np.bool_]:
-    """The anomalous pixels of a map `[h, w]`, in a size of so many pixels across and down: `[down, across]`."""
-    left_out = (anomaly_map >= threshold) & ~anomalous_pixels(anomaly_map, threshold, peak)
-    kept = np.where(left_out, -np.inf, anomaly_map).astype(np.float32)
-    grown = Image.fromarray(np.nan_to_num(kept, nan=0.0, neginf=0.0)).resize(size, Image.Resampling.BILINEAR)
-    reached: NDArray[np.bool_] = np.asarray(grown) >= threshold
+def predicted_mask(prediction: Prediction, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """Where what the model sees of an image is anomalous, in so many pixels across and down: `[down, across]`.
+
+    None for an image that is not anomalous, and where nothing tells from where on a pixel is.
+    """
+    a_map, pixel, peak = prediction.anomaly_map, prediction.thresholds.pixel_threshold, prediction.thresholds.threshold
+    if prediction.verdict != "anomalous" or a_map is None or pixel is None or peak is None:
+        return None
+    others = (a_map >= pixel) & ~anomalous_pixels(a_map, pixel, peak)
+    kept = Image.fromarray(np.where(others, np.float32(0), np.nan_to_num(a_map)))
+    reached: NDArray[np.bool_] = np.asarray(kept.resize(size, Image.Resampling.BILINEAR)) >= pixel
     return reached
 
 

@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from padim.poses.alignment import PartPose
@@ -65,7 +64,7 @@ def _pictures(prediction: Prediction, scale: ColourScale) -> dict[str, Image.Ima
     size = max(1, round(part.width * larger)), max(1, round(part.height * larger))
     image = part.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
     truth = None if sample.mask is None else np.asarray(Image.fromarray(sample.mask).resize(size))
-    predicted = _predicted(prediction, size)
+    predicted = predicted_mask(prediction, size)
     pictures = {"image": image, "anomaly map": heatmap(image, a_map, scale)}
     if prediction.part is not None:
         pose = prediction.part
@@ -81,14 +80,6 @@ def _pictures(prediction: Prediction, scale: ColourScale) -> dict[str, Image.Ima
         caption = ", ".join(name for name, mask in named.items() if mask is not None)
         pictures[f"contours: {caption}"] = outline(image, truth, predicted)
     return pictures
-
-
-def _predicted(prediction: Prediction, size: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """Where an anomalous image is anomalous, in a size of so many pixels across and down."""
-    pixel, peak = prediction.thresholds.pixel_threshold, prediction.thresholds.threshold
-    if prediction.verdict != "anomalous" or pixel is None or peak is None or prediction.anomaly_map is None:
-        return None
-    return predicted_mask(prediction.anomaly_map, pixel, peak, size)
 
 
 def _with_pose(image: Image.Image, part: PartPose, shape: tuple[int, ...]) -> Image.Image:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from padim.data.transform import Box
@@ -64,7 +62,7 @@ class Pictures:
             _save(files["panel"], panel(prediction.path.name, prediction, self.scale))
         if self.mask:
             files["mask"] = stem.with_name(f"{stem.name}_mask.png")
-            _save(files["mask"], _mask(prediction, sample.original.size, a_map, seen))
+            _save(files["mask"], _mask(prediction, sample.original.size, seen))
         if self.raw == "npy":
             files["raw"] = stem.with_name(f"{stem.name}_map.npy")
             save_npy(files["raw"], a_map)
@@ -74,12 +72,10 @@ class Pictures:
         return {kind: str(path) for kind, path in files.items()}
 
 
-def _mask(prediction: Prediction, size: tuple[int, int], anomaly_map: NDArray[np.float32], seen: Box) -> Image.Image:
+def _mask(prediction: Prediction, size: tuple[int, int], seen: Box) -> Image.Image:
     """White where an image of a width and height is anomalous, black elsewhere and all over a normal image."""
-    mask, thresholds = Image.new("L", size), prediction.thresholds
-    pixel, peak = thresholds.pixel_threshold, thresholds.threshold
-    if prediction.verdict == "anomalous" and pixel is not None and peak is not None:
-        part = predicted_mask(anomaly_map, pixel, peak, (seen.right - seen.left, seen.bottom - seen.top))
+    mask, part = Image.new("L", size), predicted_mask(prediction, (seen.right - seen.left, seen.bottom - seen.top))
+    if part is not None:
         mask.paste(Image.fromarray(part).convert("L"), seen[:2])
     return mask
 

@@ -71,6 +71,21 @@ def test_whole_images_are_seen_in_their_own_proportions(run, photos, weights_fil
     assert "WARNING: ok: the protocol sees 50% of the images on average" in result.err
 
 
+def test_folders_are_warned_of_once(run, photos, weights_file, tmp_path):
+    shutil.copytree(photos / "plate/test/stain", tmp_path / "later/monday")
+    common = ("train", "--normal", photos / "ok", "--weights", weights_file, "--output", tmp_path, *FEW)
+    result = run(*common, "--eval", "--test", tmp_path / "later")
+    assert result.err.count("are taken as normal; with a folder good in it, the others are defects") == 1
+
+
+def test_nothing_is_said_of_the_size_of_images_that_cannot_be_read(run, weights_file, tmp_path):
+    (tmp_path / "ok").mkdir()
+    (tmp_path / "ok/0.png").write_bytes(b"bad")
+    result = run("train", "--normal", tmp_path / "ok", "--weights", weights_file, "--output", tmp_path, *FEW)
+    assert result.code == 2
+    assert "seen whole" not in result.err
+
+
 def test_a_protocol_that_crops_much_is_told_once(run, photos, weights_file, tmp_path):
     root = tmp_path / "data"
     for name in ("one", "two"):

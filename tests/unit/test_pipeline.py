@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
+import torch
 from conftest import SMALL
 
-from padim import FitOptions, PadimError, evaluate_category, find_category, plain_category, predict, train_category
+from padim import (
+    CutPaste,
+    CutPasteConfig,
+    FitOptions,
+    PadimError,
+    evaluate_category,
+    find_category,
+    plain_category,
+    predict,
+    train_category,
+)
 from padim.data.items import Item
 from padim.detectors.registry import load
+from padim.pipeline.timing import Stopwatch
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +73,19 @@ def test_nothing_is_written_without_a_folder(trained, data_root, tmp_path, monke
     scores = [image.score >= trained.thresholds.threshold for image in evaluation.images if image.item.anomalous]
     assert evaluation.flagged(anomalous=True) == pytest.approx(sum(scores) / len(scores))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_stages_of_padim_are_timed_apart_and_of_other_models_together(trained):
+    height, width = trained.detector.config.image_size
+    with Stopwatch(trained.detector) as stopwatch:
+        expected = trained.detector.score_pixels(np.zeros((2, height, width, 3), dtype=np.uint8))
+        found = stopwatch.score_pixels(np.zeros((2, height, width, 3), dtype=np.uint8))
+    assert np.array_equal(found.images, expected.images)
+    assert list(stopwatch.milliseconds) == ["network", "gaussians"]
+    assert min(stopwatch.milliseconds.values()) > 0
+    assert not trained.detector.backbone._forward_hooks  # later calls are not timed
+    detector = CutPaste(CutPasteConfig(resize=(32, 32), initial="random", steps=0))
+    detector.fit([torch.zeros(3, 3, 32, 32, dtype=torch.uint8)])
+    with Stopwatch(detector) as stopwatch:
+        stopwatch.score_pixels(np.zeros((1, 32, 32, 3), dtype=np.uint8))
+    assert list(stopwatch.milliseconds) == ["graph"]

@@ -27,7 +27,7 @@ TILE_MODELS = ("shared", "position")
 ALIGNMENTS = ("none", "shift", "rotate")
 MAX_SIDE = 8192  # pixels
 FALSE_ALARM_RATE = 0.01  # what a verdict may flag of fresh normal images, unless another share is asked for
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 _LONGEST = 10_000  # characters of a TOML file; a key of many parts takes the square of its length
 
 

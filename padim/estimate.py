@@ -97,7 +97,7 @@ def _of_cutpaste(config: CutPasteConfig, images: int, options: FitOptions) -> Es
     """All images, and what a step keeps for its gradients."""
     pixels = math.prod(config.image_size)
     examples = config.training_batch * len(CLASSES[config.variant])
-    step = examples * pixels * (_GRADIENTS if config.precision == "fp32" else _GRADIENTS // 2)
+    step = examples * pixels * (_GRADIENTS if config.precision in ("fp32", "tf32") else _GRADIENTS // 2)
     weights = sum(4 * value.numel() for value in CutPasteNetwork(config).state_dict().values())
     stored = weights * STORAGES[options.storage].itemsize // 4 + 4 * EMBEDDING * (EMBEDDING + images)
     parts = {"images": 3 * pixels * images, "step": step}

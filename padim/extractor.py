@@ -67,6 +67,7 @@ class Backbone(nn.Module):
                 grids = f"{second} has {coarse[1]} x {coarse[2]} cells, {first} only {fine[1]} x {fine[2]}"
                 raise PadimError(f"layers: the finest comes first, and {grids}: name {second} before {first}")
         self.normalise = Normalisation(*source.statistics)
+        self._memory_format = torch.channels_last
         self._weights: dict[str, Tensor] = {}
         self.eval()
 
@@ -97,7 +98,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps `[n, c_l, h_l, w_l]`, float32, of RGB images `[n, 3, h, w]`: uint8, or float in 0..1."""
-        images = self.normalise(images).contiguous(memory_format=torch.channels_last)
+        images = self.normalise(images).contiguous(memory_format=self._memory_format)
         with autocast(images.device, self.precision):
             levels = self.network(images)
         return [cast(Tensor, self._to_maps(levels[layer])).float() for layer in self.layers]
@@ -106,8 +107,10 @@ class Backbone(nn.Module):
         """The weights up to the last used layer as they were loaded, in the keys of the architecture's own library."""
         return dict(self._weights)
 
-    def load_weights(self, weights: StateDict) -> None:
+    def load_weights(self, weights: StateDict, device: torch.device | str = "cpu") -> None:
         """Take the needed weights out of a state dict, which may hold more; once, since BatchNorm is folded in then.
+
+        The network moves to a device with them.
 
         Raises:
             PadimError: a needed key is missing, has another shape or holds values that are not finite.
@@ -120,7 +123,10 @@ class Backbone(nn.Module):
         for key, value in self._constants.items():
             module, _, name = key.rpartition(".")
             setattr(self.network.get_submodule(module), name, value)
-        self.network = fuse(self.network.eval(), inplace=True, no_trace=True).to(memory_format=torch.channels_last)
+        if torch.device(device).type == "cuda" and self.precision == "fp32":  # cuDNN would turn it back and forth
+            self._memory_format = torch.contiguous_format
+        self.network = fuse(self.network.eval(), inplace=True, no_trace=True)
+        self.network.to(device, memory_format=self._memory_format)
 
 
 def _built(source: Source) -> nn.Module:

@@ -67,7 +67,7 @@ class Padim(Detector):
         self.selection = ChannelSelection(draw_channels(sum(widths), config.channels, config.seed), widths)
         self.gaussian: Gaussian | None = None
         self.moments: Moments | None = None
-        self.backbone.load_weights(weights_from(weights, config.backbone))
+        self.backbone.load_weights(weights_from(weights, config.backbone), self.device)
         self.to(self.device)
         self.provenance = dataclasses.replace(self.provenance, weights_sha256=digest(self.backbone.weights()))
 

@@ -22,7 +22,7 @@ from padim.cutpaste.augment import view_generator, views
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.network import CutPasteNetwork
 from padim.errors import PadimError
-from padim.system.device import autocast
+from padim.system.device import autocast, products
 from padim.system.machine import lower_priority
 
 # Batches that are being made while one is learned from.
@@ -100,7 +100,9 @@ class Training:
                     number = next(remaining, None)
                     if number is not None:
                         ahead.append(pool.submit(self.batch, number))
-                    yield self._update(batch, start)
+                    with products(self._config.precision):  # those of the gradients, too
+                        step = self._update(batch, start)
+                    yield step
             finally:
                 for future in ahead:
                     future.cancel()

@@ -228,8 +228,6 @@ class Detector(nn.Module, ABC):
             PadimError: they have another size, or are floats outside 0..1.
         """
         check_images(images, *self.config.image_size)
-        if self.device.type == "cuda" and images.device.type == "cpu":
-            images = images.pin_memory()  # only then does the copy overlap with what the GPU still computes
         return images.to(self.device, non_blocking=images.is_pinned())
 
     def save(self, path: Path | str, options: FitOptions = FitOptions()) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -36,37 +36,44 @@ def all_cores(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Within, networks compute in a precision: `fp32` as it is, `bf16` or `fp16` as torch's autocast does."""
-    dtype = DTYPES[precision]
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """Products of float32 tensors in float32, whatever the process allows elsewhere.
+def products(precision: str) -> Iterator[None]:
+    """Within, products of float32 tensors are products in float32, whatever the process allows elsewhere.
 
-    TensorFloat-32 keeps 10 bits of a factor, which the cancellations of a Schur complement don't
-    survive; nor is an `autocast` around the caller meant for them.
+    With `tf32`, GPUs that have TensorFloat-32 keep 10 bits of a factor. Networks bear that, the cancellations of a
+    Schur complement don't.
     """
-    before = _set_arithmetic(_EXACT)
+    before = _set_rounding(_ROUNDED if precision == "tf32" else _EXACT)
     try:
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
-        _set_arithmetic(before)
+        _set_rounding(before)
+
+
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Within, networks compute in a precision: `fp32`, `tf32` as `products`, `bf16`, `fp16` as torch's autocast."""
+    dtype = DTYPES[precision]
+    with products(precision), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        yield
+
+
+def full_float32(device: torch.device) -> AbstractContextManager[None]:
+    """Within, float32 is float32; an `autocast` around the caller isn't meant for it, either."""
+    return autocast(device, "fp32")
 
 
 # torch 2.9 has a setting for each library, and refuses to read the older ones where they disagree.
 _BACKENDS: Any = torch.backends
 _BY_LIBRARY = hasattr(_BACKENDS, "fp32_precision")
 _EXACT: tuple[Any, ...] = ("ieee",) * 4 if _BY_LIBRARY else ("highest", False)
+_ROUNDED: tuple[Any, ...] = ("tf32", "tf32", "ieee", "ieee") if _BY_LIBRARY else ("high", True)
 
 
-def _set_arithmetic(wanted: tuple[Any, ...]) -> tuple[Any, ...]:
+def _set_rounding(wanted: tuple[Any, ...]) -> tuple[Any, ...]:
     """Set what float32 products may be rounded to; returns what they could before."""
     if not _BY_LIBRARY:
         before = torch.get_float32_matmul_precision(), _BACKENDS.cudnn.allow_tf32

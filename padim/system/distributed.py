@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from padim.errors import PadimError, first_line
+from padim.system.device import find_device
 
 T = TypeVar("T")
 Number = TypeVar("Number", np.int64, np.float32)
@@ -45,7 +46,7 @@ def connected(device: str) -> Iterator[None]:
         yield
         return
     if device.startswith("cuda"):
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(find_device(device))
     with _talking():
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:

@@ -4,7 +4,7 @@ A map, in reading order; `docs/architecture.md` has a line per file.
 
     config, errors                          the configurations, and the errors that users can correct
     data                                    image files to pixels
-    backbones, networks, weights, extractor pixels to feature maps (levels: as maps; lite0: a backbone from packages)
+    backbones, weights, extractor           pixels to feature maps: resnet, lite0; networks of libraries, levels, tracing
     embedding, pyramid                      feature maps to features
     gaussian                                features to distances
     tiles, scoring, calibration             distances to anomaly maps, image scores and thresholds

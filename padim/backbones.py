@@ -20,36 +20,32 @@ class Architecture:
     Attributes:
         build: a function that makes the network.
         levels: the modules whose outputs are the levels `layer1` to `layer4`.
-        weights: one of torchvision's weights, or a function that gives a state dict.
-        leaves: a function that gives the classes of modules that tracing must not enter, if there are any.
+        weights: the address of torchvision's weights, or a function that gives a state dict.
     """
 
     build: str
     levels: Mapping[str, str]
     weights: str
-    leaves: str | None = None
 
 
-_RESNET = {f"layer{level}": f"layer{level}" for level in range(1, 5)}
+# Where torchvision's weights are, the first ones of each network (IMAGENET1K_V1).
+_HUB = "https://download.pytorch.org/models"
+
+# For networks whose modules have these names, too.
+_SAME = {f"layer{level}": f"layer{level}" for level in range(1, 5)}
 
 ARCHITECTURES = {
-    "resnet18": Architecture(
-        "torchvision.models:resnet18", _RESNET, "torchvision.models:ResNet18_Weights.IMAGENET1K_V1"
-    ),
-    "wide_resnet50_2": Architecture(
-        "torchvision.models:wide_resnet50_2", _RESNET, "torchvision.models:Wide_ResNet50_2_Weights.IMAGENET1K_V1"
-    ),
+    "resnet18": Architecture("padim.resnet:resnet18", _SAME, f"{_HUB}/resnet18-f37072fd.pth"),
+    "wide_resnet50_2": Architecture("padim.resnet:wide_resnet50_2", _SAME, f"{_HUB}/wide_resnet50_2-95faca4d.pth"),
     # The paper's layers 7, 20 and 26 count the blocks from 0; the fourth is the last block.
     "efficientnet_b5": Architecture(
         "torchvision.models:efficientnet_b5",
         {"layer1": "features.2", "layer2": "features.5.0", "layer3": "features.5", "layer4": "features.7"},
-        "torchvision.models:EfficientNet_B5_Weights.IMAGENET1K_V1",
+        f"{_HUB}/efficientnet_b5_lukemelas-1a07897c.pth",
     ),
-    # The stages that end at strides 4, 8, 16 and 32.
     "efficientnet_lite0": Architecture(
         "padim.lite0:build",
-        {"layer1": "blocks.1", "layer2": "blocks.2", "layer3": "blocks.4", "layer4": "blocks.6"},
+        _SAME,
         "padim.lite0:weights",
-        "padim.lite0:leaves",
     ),
 }

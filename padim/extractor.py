@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from padim.errors import PadimError, first_line
-from padim.levels import ToMaps, stage_ends
 from padim.networks import IMAGENET, Source, source_of
+from padim.stages import Stages
 from padim.system.device import autocast
-from padim.weights import StateDict, is_counter, matching
+from padim.weights import StateDict, constants, is_counter, matching
 
 
 class Normalisation(nn.Module):
@@ -54,9 +52,13 @@ class Backbone(nn.Module):
         """
         super().__init__()
         self.name, self.layers, self.precision = name, tuple(layers), precision
+        self.network: nn.Module
+        self._fold: Callable[[Any], nn.Module]
+        self._to_maps: Callable[[Any], Any] = _unchanged
+        self._constants: dict[str, Tensor] = {}
         source = source_of(name)
         try:
-            self._trace(source, image_size)
+            self._build(source, image_size)
         except PadimError:
             raise
         except Exception as error:  # of torch.fx, or of the network, which may take images of one size only
@@ -71,37 +73,26 @@ class Backbone(nn.Module):
         self._weights: dict[str, Tensor] = {}
         self.eval()
 
-    def _trace(self, source: Source, size: tuple[int, int]) -> None:
-        """Keep of the network what leads to the layers, and find out what shapes they have.
+    def _build(self, source: Source, size: tuple[int, int]) -> None:
+        """Make of the network what leads to the layers, and find out what shapes they have."""
+        network = _built(source).eval()
+        if isinstance(network, Stages):
+            network.cut(self.layers[-1])
+            self.shapes = [network.shape(layer, size) for layer in self.layers]
+            self.network, self._fold = network.requires_grad_(False), Stages.folded
+            return
+        from padim.tracing import folded, trace  # slow to import
 
-        Raises:
-            PadimError: a layer isn't there or gives no maps; the message names some that do.
-        """
-        network, images = _built(source).eval(), torch.empty(1, 3, *size, device="meta")
-        self._to_maps = ToMaps.of(network, size)
-        nodes = {source.levels.get(layer, layer): layer for layer in self.layers}
-        modules = dict(network.named_modules())
-        missing = [layer for node, layer in nodes.items() if node not in modules]
-        if not missing:
-            tracing = {**source.tracing}
-            graph = create_feature_extractor(network, nodes, tracer_kwargs=tracing, suppress_diff_warning=True)
-            self._constants = _constants(graph, network)
-            self.network = graph.requires_grad_(False).to("meta")
-            # Not called but run: a call would print errors.
-            maps = {layer: self._to_maps(level) for layer, level in self.network.forward(images).items()}
-            shapes = [level.shape for layer in self.layers if (level := maps[layer]) is not None]
-            self.shapes = [(channels, rows, columns) for _, channels, rows, columns in shapes]
-            missing = [layer for layer, level in maps.items() if level is None]
-        if missing:
-            ends = ", ".join(stage_ends(network.to("meta"), self._to_maps, images))
-            raise PadimError(f"layers: {self.name} has no maps named {', '.join(missing)}; its stages end at {ends}")
+        traced = trace(network, source, self.name, self.layers, size)
+        self.network, self._fold = traced.network, folded
+        self.shapes, self._to_maps, self._constants = traced.shapes, traced.to_maps, traced.constants
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps `[n, c_l, h_l, w_l]`, float32, of RGB images `[n, 3, h, w]`: uint8, or float in 0..1."""
         images = self.normalise(images).contiguous(memory_format=self._memory_format)
         with autocast(images.device, self.precision):
             levels = self.network(images)
-        return [cast(Tensor, self._to_maps(levels[layer])).float() for layer in self.layers]
+        return [self._to_maps(levels[layer]).float() for layer in self.layers]
 
     def weights(self) -> dict[str, Tensor]:
         """The weights up to the last used layer as they were loaded, in the keys of the architecture's own library."""
@@ -125,24 +116,19 @@ class Backbone(nn.Module):
             setattr(self.network.get_submodule(module), name, value)
         if torch.device(device).type == "cuda" and self.precision == "fp32":  # cuDNN would turn it back and forth
             self._memory_format = torch.contiguous_format
-        self.network = fuse(self.network.eval(), inplace=True, no_trace=True)
-        self.network.to(device, memory_format=self._memory_format)
+        self.network = self._fold(self.network)
+        self.network.to(device).to(memory_format=self._memory_format)
 
 
 def _built(source: Source) -> nn.Module:
     """The network, without values where all that it takes are weights."""
     with suppress(RuntimeError), torch.device("meta"):  # RegNet computes its widths with tensors, which need values
         network = source.build()
-        if not _constants(network, network):
+        if not constants(network, network):
             return network
     with torch.random.fork_rng(devices=[]):
         return source.build()
 
 
-def _constants(part: nn.Module, network: nn.Module) -> dict[str, Tensor]:
-    """The buffers of a part of a network that don't come with its weights, as indices and tables of positions."""
-    saved = network.state_dict()
-    buffers = part.named_buffers(remove_duplicate=False)
-    return {
-        key: value for key, value in buffers if not (is_counter(key) or (key in saved and value.is_floating_point()))
-    }
+def _unchanged(maps: Tensor) -> Tensor:
+    return maps

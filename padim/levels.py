@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from torchvision.models import SwinTransformer
 from padim.errors import PadimError
 
 
-class ToMaps(NamedTuple):
+@dataclass(frozen=True)
+class ToMaps:
     """From what a module gives to maps `[n, c, h, w]`.
 
     Attributes:

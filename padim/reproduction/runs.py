@@ -114,14 +114,14 @@ class Run:
 def _figures(trained: TrainResult, evaluation: Evaluation) -> dict[str, Any]:
     """What was measured: metrics, curves, and what it took. The steps before an interruption took their time, too."""
     steps = sum((row["data_seconds"] or 0) + (row["compute_seconds"] or 0) for row in trained.fit.history)
-    memory = evaluation.memory
+    memory, on_device = evaluation.memory, trained.taken.device.startswith("cuda")
     curves = roc_curves(evaluation.images).items()
     return dataclasses.asdict(evaluation.metrics) | {
         "images": len(evaluation.images),
         "unmasked": evaluation.unmasked,
         "seconds": round(max(trained.taken.seconds, steps), 3),
         "images_per_second": round(len(evaluation.images) / evaluation.seconds, 2),
-        "peak_memory_gb": round(memory.get("device_peak_memory_bytes", memory["peak_memory_bytes"]) / 1e9, 3),
+        "peak_memory_gb": round(memory["device_peak_memory_bytes" if on_device else "peak_memory_bytes"] / 1e9, 3),
         "curves": {name: np.round(curve.thinned_points(_CORNERS), 5).tolist() for name, curve in curves},
     }
 

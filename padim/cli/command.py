@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn, Protocol
 
-from padim.errors import PadimError
+from padim.errors import PadimError, printable
 from padim.system.progress import Lines, OnProgress, Progress, silent
 
 log = logging.getLogger(__name__)
@@ -31,10 +31,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class OneLine(logging.Formatter):
-    """Messages in one line, even where a file name has several."""
+    """Messages in one line, even where a file name has several, or codes that a terminal would obey."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return " ".join(super().format(record).splitlines())
+        return printable(" ".join(super().format(record).splitlines()))
 
 
 class Command(Protocol):
@@ -48,6 +48,7 @@ def command(run: Command) -> Command:
 
     @functools.wraps(run)
     def main(arguments: Sequence[str] | None = None, *prog: str, **named: str) -> int:
+        _open_descriptors()
         warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an image is said by us
         handler = logging.StreamHandler()
         handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
@@ -77,6 +78,28 @@ def command(run: Command) -> Command:
             return USER_ERROR
 
     return main
+
+
+def _open_descriptors() -> None:
+    """Open what was closed before the start, or files of ours would get its number, and what is meant for it.
+
+    Results have to go somewhere, so nothing is done without a stdout.
+    """
+    closed = [number for number in range(3) if not _is_open(number)]
+    for _ in closed:  # each time the lowest number that is free
+        os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 (for the life of the process)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    if sys.stdout is None:
+        sys.exit("stdout is closed: send it to a file, or to /dev/null")
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -117,7 +140,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[OnProgress]:
         with _bars() as show:
             yield show
     else:
-        yield Lines(lambda line: print(line, file=sys.stderr, flush=True))
+        yield Lines(lambda line: print(printable(line), file=sys.stderr, flush=True))
 
 
 @contextmanager
@@ -129,10 +152,11 @@ def _bars() -> Iterator[OnProgress]:
 
     def show(progress: Progress) -> None:
         nonlocal bar
-        if bar is None or bar.desc != progress.what or progress.done < bar.n:
+        what = printable(progress.what)
+        if bar is None or bar.desc != what or progress.done < bar.n:
             if bar is not None:
                 bar.close()
-            bar = tqdm(total=progress.total, initial=progress.done, desc=progress.what, unit=progress.unit)
+            bar = tqdm(total=progress.total, initial=progress.done, desc=what, unit=progress.unit)
         if progress.figures:
             bar.set_postfix({name: f"{value:.3g}" for name, value in progress.figures.items()}, refresh=False)
         bar.update(progress.done - bar.n)

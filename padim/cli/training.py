@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from padim.cli.protocol import asks_for_size
+from padim.errors import printable
 
 if TYPE_CHECKING:
     from padim.config import BaseConfig
@@ -29,14 +30,14 @@ def say_size(category: Category, config: BaseConfig, options: argparse.Namespace
         return
     size = describe_size(config, category.train)
     if size:
-        print(f"{category.name}: {size}", file=sys.stderr)
+        print(printable(f"{category.name}: {size}"), file=sys.stderr)
 
 
 def say_summary(summary: Mapping[str, Any], options: argparse.Namespace) -> None:
     """Print the summary of a training, and say on stderr what a user should look at."""
     name, unusual = summary["category"], summary["unusual"]
     _warn_of_rate(summary, options.false_alarm_rate)
-    print(json.dumps(summary) if options.json else _readable(summary), flush=True)
+    print(json.dumps(summary) if options.json else printable(_readable(summary)), flush=True)
     for image in unusual[:_NAMED]:
         log.warning(
             "%s: %s scores %.4g, far more than the rest: is it really good?", name, image["path"], image["score"]

@@ -68,6 +68,14 @@ class Calibration:
     scores: NDArray[np.float32]
     pixels: NDArray[np.float32] | None
 
+    def __post_init__(self) -> None:
+        """Raise a ValueError for what no images score: distances below 0, or values that don't ascend."""
+        for values in (self.scores, self.pixels):
+            if values is not None and not (values[1:] >= values[:-1]).all():
+                raise ValueError("a calibration that does not ascend")
+        if self.pixels is not None and min(self.scores[0], self.pixels[0]) < 0:
+            raise ValueError("a calibration below 0")
+
     def joined(self, other: Calibration) -> Calibration:
         """The calibration of the images of both."""
         scores = np.sort(np.concatenate([self.scores, other.scores]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -291,6 +292,10 @@ def rewritten(path, change):
             "'factor.0.0' is not there as finite float32 or",
         ),
         (lambda t, h: t.update(channels=t["channels"] + 0.5), "'channels' is not there as finite int64"),
+        (lambda t, h: t["factor.0.0"].zero_(), "a factor has a diagonal that is not positive"),
+        (lambda t, h: t["normal.scores"].sub_(1e6), "a calibration below 0"),
+        (lambda t, h: t["normal.scores"].neg_(), "a calibration that does not ascend"),
+        (lambda t, h: t.update({"normal.pixels": t["normal.pixels"].flip(0)}), "a calibration that does not ascend"),
         (lambda t, h: h["about"].update(false_alarm_rate=1.5), "metadata can't be understood"),
         (lambda t, h: t["channels"].fill_(-1), "a damaged model"),
         (lambda t, h: t["backbone.bn1.bias"].add_(1), "fitted with other weights"),
@@ -302,6 +307,30 @@ def test_a_changed_file_is_refused_with_the_reason(model_file, change, message):
     with pytest.raises(PadimError, match=message) as error:
         Padim.load(model_file)
     assert str(model_file) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["factor.1.0", "mean.2", "normal.scores", "backbone.conv1.weight"])
+def test_a_bit_that_was_flipped_is_noticed(model_file, name):
+    content = bytearray(model_file.read_bytes())
+    size = int.from_bytes(content[:8], "little")
+    begin, end = json.loads(content[8 : 8 + size])[name]["data_offsets"]
+    content[8 + size + (begin + end) // 2] ^= 1
+    model_file.write_bytes(content)
+    with pytest.raises(PadimError, match=r"is damaged .*: its tensors are not those that were written"):
+        Padim.load(model_file)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda path: path.write_bytes(b"?" * path.stat().st_size), lambda path: os.truncate(path, 0)]
+)
+def test_a_loaded_model_stays_as_it_is_whatever_becomes_of_its_file(change, model, model_file):
+    """Overwritten or cut off in place, as `cp` does it, the file would change what is only mapped from it."""
+    loaded = Padim.load(model_file)
+    change(model_file)
+    test = images_like(2, seed=2)
+    assert torch.equal(loaded.score(test).maps, model.score(test).maps)
+    assert loaded.backbone.weights().keys() == model.backbone.weights().keys()
+    assert all(torch.equal(value, model.backbone.weights()[key]) for key, value in loaded.backbone.weights().items())
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
+# Too many open files, no memory, a share or disk that does not answer.
+_OF_MACHINE = (
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR),
+    *(errno.EIO, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENETDOWN, errno.ENOTCONN),
+)
+
 
 class PadimError(Exception):
     """What is wrong, with the path or option, and what to do; commands print it in one line."""
@@ -29,3 +37,9 @@ class ImageError(PadimError):
         """Whether it is the machine that failed rather than the image, as when too many files are open."""
         cause = self.__cause__
         return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None)
+
+    @property
+    def of_machine(self) -> bool:
+        """Whether it may pass and says nothing of this image: the others can meet it as well."""
+        cause = self.__cause__
+        return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in _OF_MACHINE)

@@ -160,6 +160,8 @@ def train_category(
     batches = LoaderBatches(loader, category.name, config, progress)
     fit = detector.fit(batches, options, tests=_labelled(held_out, config.batch_size), progress=progress)
     skipped = distributed.total(loader.skipped)
+    whole = skipped + (detector.provenance.skipped if update_from else 0)
+    detector.provenance = dataclasses.replace(detector.provenance, skipped=whole)
     scored, trimmed = _scored_images(category.train, loader.failures, fit)
     path = None
     if folder and distributed.rank() == 0:

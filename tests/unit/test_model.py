@@ -20,6 +20,9 @@ from safetensors.torch import save_file
 from scipy.spatial.distance import mahalanobis
 
 from padim import Config, Padim, PadimError
+from padim.deploy.export import export_onnx
+from padim.deploy.runtime import Runtime
+from padim.detectors.batches import as_pixels
 from padim.detectors.options import FitOptions
 from padim.embedding import draw_channels, embedding_concat
 from padim.estimate import estimate
@@ -212,9 +215,31 @@ def test_scores_that_are_not_finite_are_an_error_not_a_result(model):
 def test_images_that_never_vary(random_weights):
     constant = torch.full((4, 3, 64, 64), 100, dtype=torch.uint8)
     model = fitted(Padim(SMALL, weights=random_weights), [constant])
-    assert model.calibration.scores.max() == pytest.approx(0, abs=1e-3)
     assert model.score(constant).images.max() == pytest.approx(0, abs=1e-3)
     assert model.score(images_like(1, seed=1)).images.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["constant", "copies", "pairs"])
+def test_training_images_that_are_alike_have_one_verdict_in_every_arithmetic(kind, random_weights, tmp_path):
+    """A threshold just above the rounding errors of one arithmetic would lie below those of another."""
+    train = {
+        "constant": torch.full((8, 3, 64, 64), 100, dtype=torch.uint8),
+        "copies": images_like(1, seed=1).repeat(8, 1, 1, 1),
+        "pairs": images_like(4, seed=1).repeat(2, 1, 1, 1),
+    }[kind]
+    model = fitted(Padim(SMALL, weights=random_weights), [train])
+    model.save(tmp_path / "model.safetensors")
+    export_onnx(model, tmp_path / "model.onnx")
+    scorers = [
+        Runtime.load(tmp_path / "model.onnx"),
+        *(Padim.load(tmp_path / "model.safetensors", precision=name) for name in ("fp32", "bf16", "fp16")),
+    ]
+    threshold = model.calibration.threshold(0.2)
+    different = train[:1].clone()
+    different[:, :, 20:40, 20:40] = 255 - different[:, :, 20:40, 20:40]
+    for scorer in scorers:
+        assert (scorer.score_pixels(as_pixels(train)).images < threshold).all()
+        assert (scorer.score_pixels(as_pixels(different)).images > 2 * threshold).all()
 
 
 # The file

@@ -3,7 +3,7 @@
     python scripts/measure/load.py --model runs/bottle/model.onnx --images data/mvtec/bottle/test
 
 The script starts uvicorn on a free port. Every client sends image after image over one connection, and the scores have
-to be those that `predict` gives. A line of JSON has the counts and the latencies; the exit code is 1 if a request failed.
+to be those that `predict` gives. It prints counts and latencies as a line of JSON, and ends with 1 if a request failed.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from golden.recipe import images
+from golden.variants import write_variant
 
 from padim.deploy.runtime import Runtime
 
@@ -44,8 +45,8 @@ def write_video(path, pixels):
 
 
 @pytest.mark.parametrize("options", [(), ("--live",)], ids=["all", "live"])
-def test_the_anomalous_frames_of_a_video_are_named(exported, call, tmp_path, options):
-    pixels, model = images(6, seed=2), exported()
+def test_the_anomalous_frames_of_a_video_are_named(call, tmp_path, options):
+    pixels, model = images(6, seed=2), write_variant(tmp_path / "model.onnx")
     pixels[2] = np.random.default_rng(0).integers(0, 256, (32, 32, 3))
     pixels[4, :, :, 0] = 255  # red; blue, it would score otherwise
     write_video(tmp_path / "video.avi", pixels)
@@ -62,11 +63,13 @@ def test_the_anomalous_frames_of_a_video_are_named(exported, call, tmp_path, opt
         assert line["threshold"] == threshold
 
 
-def test_what_is_wrong_is_said_in_a_line(exported, call, tmp_path):
+def test_what_is_wrong_is_said_in_a_line(call, tmp_path):
+    model = write_variant(tmp_path / "model.onnx")
+    uncalibrated = write_variant(tmp_path / "uncalibrated.onnx", calibration=None)
     for arguments, message in (
         ((tmp_path / "none.onnx", "0"), "none.onnx: No such file"),
-        ((exported(calibration=None), "0"), "has no calibration"),
-        ((exported(), tmp_path / "none.avi"), "can't open the camera or video"),
+        ((uncalibrated, "0"), "has no calibration"),
+        ((model, tmp_path / "none.avi"), "can't open the camera or video"),
     ):
         code, out, err = call(*arguments)
         assert (code, out) == (2, "")

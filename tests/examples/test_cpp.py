@@ -5,6 +5,7 @@ ONNX Runtime's headers are found where CMake looks, which CMAKE_PREFIX_PATH exte
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from golden.variants import write_variant
 from PIL import Image, features
 
 from padim.calibration import Thresholds
@@ -44,6 +46,13 @@ def program(tmp_path_factory):
     return folder / "build/padim-score"
 
 
+@pytest.fixture
+def variant(tmp_path):
+    """Write a model whose metadata has other values: variant(resize=[40])."""
+    numbers = itertools.count()
+    return lambda **changes: write_variant(tmp_path / f"model{next(numbers)}.onnx", **changes)
+
+
 def lines(program, *arguments):
     """What the program says of pictures."""
     done = subprocess.run([program, *arguments], capture_output=True, text=True)
@@ -57,8 +66,8 @@ SIZES = [(32, 32), (20, 31), (64, 90), (40, 40), (30, 300), (199, 211), (1000, 7
 
 @pytest.mark.parametrize("resize", [[32], [40], [48, 37]], ids=str)
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
-def test_scores_and_verdicts_are_pythons(program, exported, tmp_path, interpolation, resize):
-    model, sizes, random = exported(resize=resize, interpolation=interpolation), SIZES, np.random.default_rng(0)
+def test_scores_and_verdicts_are_pythons(program, variant, tmp_path, interpolation, resize):
+    model, sizes, random = variant(resize=resize, interpolation=interpolation), SIZES, np.random.default_rng(0)
     if int(features.version("pil").split(".")[0]) < 13:  # which resize the height of tall pictures last
         sizes = [(height, width) for height, width in SIZES if height < 2 * width]
     paths = [tmp_path / f"{height} x {width}.png" for height, width in sizes]
@@ -75,7 +84,7 @@ def test_scores_and_verdicts_are_pythons(program, exported, tmp_path, interpolat
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16", "PPM"])
-def test_other_pictures_are_seen_in_the_same_colours(program, exported, tmp_path, mode):
+def test_other_pictures_are_seen_in_the_same_colours(program, variant, tmp_path, mode):
     pixels = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
     path = tmp_path / ("part.ppm" if mode == "PPM" else "part.png")
     if mode == "I;16":
@@ -84,39 +93,39 @@ def test_other_pictures_are_seen_in_the_same_colours(program, exported, tmp_path
         Image.fromarray(np.dstack([pixels, pixels[..., 0]])).save(path)
     else:
         Image.fromarray(pixels).convert("RGB" if mode == "PPM" else mode).save(path)
-    model = exported()
+    model = variant()
     (line,) = lines(program, model, path)
     assert line["score"] == pytest.approx(float(Runtime.load(model).score_image(read_image(path)).images[0]), rel=1e-4)
 
 
 @pytest.mark.parametrize("count", [4, 9, 99])
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.2])
-def test_the_threshold_follows_the_calibration(program, exported, tmp_path, count, rate):
+def test_the_threshold_follows_the_calibration(program, variant, tmp_path, count, rate):
     scores = [float(score) for score in np.random.default_rng(count).normal(3, 1, count).astype(np.float32)]
     about = {"category": "part", "images": count, "false_alarm_rate": rate, "weights_sha256": "", "padim_version": ""}
-    model = exported(calibration={"scores": scores, "pixels": None}, about=about)
+    model = variant(calibration={"scores": scores, "pixels": None}, about=about)
     Image.new("RGB", (40, 40)).save(tmp_path / "part.png")
     (line,) = lines(program, model, tmp_path / "part.png")
     expected = Thresholds.calibrated(Runtime.load(model).calibration, rate).threshold
     assert np.float32(line["threshold"]) == np.float32(expected)
 
 
-def test_without_a_calibration_there_is_no_verdict(program, exported, tmp_path):
+def test_without_a_calibration_there_is_no_verdict(program, variant, tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "part.png")
-    (line,) = lines(program, exported(calibration=None), tmp_path / "part.png")
+    (line,) = lines(program, variant(calibration=None), tmp_path / "part.png")
     assert (line["verdict"], line["threshold"], line["score"] > 0) == (None, None, True)
 
 
-def test_what_it_cannot_score_is_an_error_of_one_line(program, exported, tmp_path):
+def test_what_it_cannot_score_is_an_error_of_one_line(program, variant, tmp_path):
     picture, text = tmp_path / "part.png", tmp_path / "part.txt"
     Image.new("RGB", (40, 40)).save(picture)
     text.write_text("no picture")
     for arguments, message in (
         ([], "pass a model and pictures"),
-        ([exported(), text], "can't read the picture"),
-        ([exported(align="shift"), picture], "aligned models"),
-        ([exported(interpolation="nearest"), picture], "interpolation nearest"),
-        ([exported(version=2), picture], "another version"),
+        ([variant(), text], "can't read the picture"),
+        ([variant(align="shift"), picture], "aligned models"),
+        ([variant(interpolation="nearest"), picture], "interpolation nearest"),
+        ([variant(version=2), picture], "another version"),
         ([text, picture], "part.txt"),
     ):
         done = subprocess.run([program, *arguments], capture_output=True, text=True)

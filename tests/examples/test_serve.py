@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden.variants import write_variant
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="needs FastAPI: pip install '.[serve]'")
@@ -27,8 +28,8 @@ def environment(model):
 
 
 @pytest.fixture
-def model(exported):
-    return exported(resize=[40])
+def model(tmp_path):
+    return write_variant(tmp_path / "model.onnx", resize=[40])
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ import sys
 from base64 import b64encode
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Semaphore
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request
+from anyio import CapacityLimiter, to_thread
+from fastapi import FastAPI, HTTPException, Request
+from starlette.requests import ClientDisconnect
 
 from padim import PadimError, Runtime, predict
 from padim.report.colours import ColourScale
@@ -30,32 +31,40 @@ try:
 except PadimError as error:
     sys.exit(f"PADIM_MODEL: {error}")
 app = FastAPI(title="padim")
-cores = Semaphore(os.cpu_count() or 1)  # so many images are decoded and scored at a time
+cores = CapacityLimiter(os.cpu_count() or 1)  # so many images are decoded and scored at a time, the others in turn
+
+
+@app.post("/predict")
+async def verdict(request: Request, heatmap: bool = False) -> dict[str, Any]:
+    """What the model says of the image that is sent; a thread computes it, while others are received."""
+    return await to_thread.run_sync(scored, await received(request), heatmap, limiter=cores)
 
 
 async def received(request: Request) -> bytes:
     """The body of a request, of which no more than the limit is ever held."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LARGEST:
-            raise HTTPException(413, f"an image may have {LARGEST} bytes")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > LARGEST:
+                raise HTTPException(413, f"an image may have {LARGEST} bytes")
+    except ClientDisconnect as gone:
+        raise HTTPException(400, "the upload was broken off") from gone
     return bytes(body)
 
 
-@app.post("/predict")
-def verdict(image: Annotated[bytes, Depends(received)], heatmap: bool = False) -> dict[str, Any]:
-    """What the model says of an image; without `async`, so that FastAPI calls it in a thread."""
-    with cores, TemporaryDirectory() as folder:
+def scored(image: bytes, heatmap: bool) -> dict[str, Any]:
+    """The line of padim-predict on the image of a file, without its path, and with the heatmap if that is wanted."""
+    with TemporaryDirectory() as folder:
         path = Path(folder, "upload")
         path.write_bytes(image)
         (prediction,) = predict(model, path, keep_originals=heatmap)
-        if prediction.problem:
-            raise HTTPException(422, str(prediction.problem).replace(f"{folder}/", ""))
-        answer = {key: value for key, value in prediction.summary().items() if key != "path"}
-        sample, seen, scores = prediction.sample, prediction.seen, prediction.anomaly_map
-        if sample and sample.original and seen and scores is not None:
-            scale, png = ColourScale.about(prediction.thresholds.threshold, model.dimensions), io.BytesIO()
-            overlay(sample.original, scores, seen, scale).save(png, "PNG")
-            answer["heatmap"] = b64encode(png.getvalue()).decode()
-        return answer
+    if prediction.problem:
+        raise HTTPException(422, str(prediction.problem).replace(f"{folder}/", ""))
+    answer = {key: value for key, value in prediction.summary().items() if key != "path"}
+    sample, seen, scores = prediction.sample, prediction.seen, prediction.anomaly_map
+    if sample and sample.original and seen and scores is not None:
+        scale, png = ColourScale.about(prediction.thresholds.threshold, model.dimensions), io.BytesIO()
+        overlay(sample.original, scores, seen, scale).save(png, "PNG")
+        answer["heatmap"] = b64encode(png.getvalue()).decode()
+    return answer

@@ -91,11 +91,21 @@ def test_an_upload_without_an_end_is_cut_off(client):
         asyncio.run(sys.modules["serve"].received(Endless()))
 
 
+def test_an_upload_that_is_broken_off_is_an_answer_and_no_traceback(client):
+    class BrokenOff:
+        async def stream(self):
+            yield b"an image"
+            raise sys.modules["starlette.requests"].ClientDisconnect
+
+    with pytest.raises(sys.modules["fastapi"].HTTPException, match="400"):
+        asyncio.run(sys.modules["serve"].received(BrokenOff()))
+
+
 @pytest.mark.slow
 def test_it_needs_no_torch(model, picture, tmp_path):
     code = (
         "import sys, serve; from pathlib import Path;"
-        f"print(serve.verdict(Path({str(picture)!r}).read_bytes())['verdict'], 'torch' in sys.modules)"
+        f"print(serve.scored(Path({str(picture)!r}).read_bytes(), True)['verdict'], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(model), capture_output=True, text=True)
     assert done.stdout == "anomalous False\n", done.stderr

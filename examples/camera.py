@@ -22,7 +22,7 @@ from cv2.typing import MatLike
 from PIL import Image
 
 from padim import PadimError, Runtime
-from padim.calibration import Thresholds
+from padim.calibration import Thresholds, shortest
 
 
 def frames(
@@ -59,7 +59,7 @@ def main() -> None:
             raise PadimError(f"can't open the camera or video {options.source}")
         for number, frame in frames(capture, options.live):
             scores = model.score_image(Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)))
-            score = float(scores.images[0])
+            score = shortest(scores.images[0])
             if thresholds.is_anomalous(score, found=scores.parts is None or scores.parts[0].found):
                 print(json.dumps({"frame": number, "score": score, "threshold": thresholds.threshold}), flush=True)
     except PadimError as error:

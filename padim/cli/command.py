@@ -7,10 +7,13 @@ import functools
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn, Protocol
 
 from padim.errors import PadimError, printable
@@ -21,6 +24,7 @@ log = logging.getLogger(__name__)
 USER_ERROR = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+TERMINATED = 143
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,6 +53,8 @@ def command(run: Command) -> Command:
     @functools.wraps(run)
     def main(arguments: Sequence[str] | None = None, *prog: str, **named: str) -> int:
         _open_descriptors()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
         warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an image is said by us
         handler = logging.StreamHandler()
         handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
@@ -66,9 +72,9 @@ def command(run: Command) -> Command:
                 raise
             log.error("out of memory: take a smaller --batch-size, smaller images or fewer --channels")
             return USER_ERROR
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             print("interrupted", file=sys.stderr)
-            return INTERRUPTED
+            return TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
         except BrokenPipeError:  # whoever read the results has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
@@ -78,6 +84,14 @@ def command(run: Command) -> Command:
             return USER_ERROR
 
     return main
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what it has started and half written goes with it."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 (of a given form)
+    raise _Terminated
 
 
 def _open_descriptors() -> None:

@@ -79,10 +79,11 @@ class TrainingFeatures:
     def moments_of(self, chosen: NDArray[np.bool_], shift: Sequence[Tensor]) -> Moments:
         """The moments of the chosen ones of this process's images `[n]`, and of those of the others, about a shift."""
         moments, start = Moments.about(shift), 0
-        columns = torch.from_numpy(chosen).to(shift[0].device).repeat_interleave(self._examples)
+        columns = chosen.repeat(self._examples)
         for features in self:
             stop = start + features[0].shape[2]
-            moments.add([level[:, :, columns[start:stop]] for level in features])
+            some = torch.from_numpy(columns[start:stop].nonzero()[0]).to(shift[0].device)
+            moments.add([level.index_select(2, some) for level in features])
             start = stop
         if start != len(columns):
             raise PadimError("a training image was gone when it was read again: train once more")

@@ -7,7 +7,7 @@ names without loading torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Packages that have further backbones, `torchvision:NAME` and `timm:NAME`, whose layers are modules by their names.
 LIBRARIES = ("torchvision", "timm")
@@ -19,33 +19,26 @@ class Architecture:
 
     Attributes:
         build: a function that makes the network.
-        levels: the modules whose outputs are the levels `layer1` to `layer4`.
         weights: the address of torchvision's weights, or a function that gives a state dict.
+        levels: the modules whose outputs are the levels `layer1` to `layer4`; `padim.stages.Stages` know their own.
     """
 
     build: str
-    levels: Mapping[str, str]
     weights: str
+    levels: Mapping[str, str] = field(default_factory=dict)
 
 
 # Where torchvision's weights are, the first ones of each network (IMAGENET1K_V1).
 _HUB = "https://download.pytorch.org/models"
 
-# For networks whose modules have these names, too.
-_SAME = {f"layer{level}": f"layer{level}" for level in range(1, 5)}
-
 ARCHITECTURES = {
-    "resnet18": Architecture("padim.resnet:resnet18", _SAME, f"{_HUB}/resnet18-f37072fd.pth"),
-    "wide_resnet50_2": Architecture("padim.resnet:wide_resnet50_2", _SAME, f"{_HUB}/wide_resnet50_2-95faca4d.pth"),
+    "resnet18": Architecture("padim.resnet:resnet18", f"{_HUB}/resnet18-f37072fd.pth"),
+    "wide_resnet50_2": Architecture("padim.resnet:wide_resnet50_2", f"{_HUB}/wide_resnet50_2-95faca4d.pth"),
     # The paper's layers 7, 20 and 26 count the blocks from 0; the fourth is the last block.
     "efficientnet_b5": Architecture(
         "torchvision.models:efficientnet_b5",
-        {"layer1": "features.2", "layer2": "features.5.0", "layer3": "features.5", "layer4": "features.7"},
         f"{_HUB}/efficientnet_b5_lukemelas-1a07897c.pth",
+        {"layer1": "features.2", "layer2": "features.5.0", "layer3": "features.5", "layer4": "features.7"},
     ),
-    "efficientnet_lite0": Architecture(
-        "padim.lite0:build",
-        _SAME,
-        "padim.lite0:weights",
-    ),
+    "efficientnet_lite0": Architecture("padim.lite0:build", "padim.lite0:weights"),
 }

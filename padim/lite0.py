@@ -6,6 +6,7 @@ those of timm's `tf_efficientnet_lite0`.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -101,8 +102,8 @@ def weights() -> StateDict:
     return {_timm_key(key): value for key, value in read_weights(path).items()}
 
 
-# First block of each of the seven stages; timm numbers blocks within their stage.
-_STAGES = (0, 1, 3, 5, 8, 11, 15)
+# The number of the first block of each row; timm numbers blocks within their row.
+_FIRST = tuple(accumulate((row[2] for row in _BLOCKS[:-1]), initial=0))
 
 
 def _timm_key(key: str) -> str:
@@ -118,7 +119,7 @@ def _timm_key(key: str) -> str:
         }
         return ".".join([names.get(parts[0], parts[0]), *parts[1:]])
     block = int(parts[1])
-    stage = max(index for index, first in enumerate(_STAGES) if first <= block)
+    stage = max(index for index, first in enumerate(_FIRST) if first <= block)
     names = {
         "_expand_conv": "conv_pw",
         "_bn0": "bn1",
@@ -129,4 +130,4 @@ def _timm_key(key: str) -> str:
     }
     if stage == 0:  # the first block does not expand, and timm counts its modules from there
         names = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    return ".".join(["blocks", str(stage), str(block - _STAGES[stage]), names[parts[2]], *parts[3:]])
+    return ".".join(["blocks", str(stage), str(block - _FIRST[stage]), names[parts[2]], *parts[3:]])

@@ -107,7 +107,8 @@ def _of_timm(model: str) -> Source:
         hub if trained.hf_hub_id else "timm",
         (trained.mean, trained.std),
         tracing={
-            "leaf_modules": layers.get_notrace_modules(),
+            # What attention does inside depends on the version of torch, and tracing can't follow all of it.
+            "leaf_modules": [*layers.get_notrace_modules(), timm.models.vision_transformer.Attention],
             "autowrap_functions": layers.get_notrace_functions(),
         },
     )

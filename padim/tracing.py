@@ -45,6 +45,7 @@ def trace(network: nn.Module, source: Source, name: str, layers: Sequence[str], 
     if not missing:
         tracing: Mapping[str, Any] = {**source.tracing}
         graph = create_feature_extractor(network, nodes, tracer_kwargs=tracing, suppress_diff_warning=True)
+        _protect_levels(graph)
         kept = constants(graph, network)
         graph = graph.requires_grad_(False).to("meta")
         # Not called but run: a call would print errors.
@@ -55,6 +56,17 @@ def trace(network: nn.Module, source: Source, name: str, layers: Sequence[str], 
             return Traced(graph, to_maps, [(channels, rows, columns) for channels, rows, columns in shapes], kept)
     ends = ", ".join(stage_ends(network.to("meta"), to_maps, images))
     raise PadimError(f"layers: {name} has no maps named {', '.join(missing)}; its stages end at {ends}")
+
+
+def _protect_levels(network: Any) -> None:
+    """Give copies of levels that the network computes with: in-place activations would overwrite them."""
+    graph = network.graph
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    for level in output.all_input_nodes:
+        if len(level.users) > 1:
+            with graph.inserting_after(level):
+                output.replace_input_with(level, graph.call_method("clone", (level,)))
+    network.recompile()
 
 
 def folded(network: nn.Module) -> nn.Module:

@@ -139,7 +139,7 @@ def _experiments(options: argparse.Namespace) -> list[Experiment]:
 
 
 def _results(experiment: Experiment, runs: Sequence[Run]) -> Results:
-    """The figures of an experiment's runs, for the categories of which all seeds are done."""
+    """The figures of an experiment's runs, for the categories of which as many seeds are done as of any."""
     results: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         figures = run.result()
@@ -147,6 +147,8 @@ def _results(experiment: Experiment, runs: Sequence[Run]) -> Results:
             results.setdefault(run.category.name, []).append(figures)
     whole = max(map(len, results.values()), default=0)
     partial = sorted(name for name, seeds in results.items() if len(seeds) < whole)
+    if 0 < whole < len({run.path.stem.rpartition("-")[2] for run in runs}):
+        log.warning("%s: the table is of %d seeds, the others are not done", experiment.name, whole)
     if partial:
         log.warning("%s: left out, since not all of their seeds are done: %s", experiment.name, ", ".join(partial))
     return {name: seeds for name, seeds in results.items() if len(seeds) == whole}
@@ -208,10 +210,10 @@ def _weights_files(entries: Sequence[str], backbones: Sequence[str]) -> dict[str
     """`resnet18=FILE`, or `FILE` where there is only one backbone."""
     files = {}
     for entry in entries:
-        backbone, separator, path = entry.rpartition("=")
-        if not separator and len(backbones) == 1:
-            backbone = backbones[0]
-        if backbone not in ARCHITECTURES:
+        backbone, _, path = entry.partition("=")
+        if backbone not in (*backbones, *ARCHITECTURES):
+            backbone, path = (backbones[0] if len(backbones) == 1 else ""), entry
+        if not backbone:
             example = next(iter(backbones), "resnet18")
             raise PadimError(f"--weights {entry}: say for which backbone, as in {example}=FILE")
         files[backbone] = Path(path).absolute()

@@ -194,7 +194,7 @@ def _call(work: Work, number: int, run: Run) -> str | None:
 
 
 def _check_scheduler(address: str) -> None:
-    host, _, port = address.rpartition(":")
+    host, _, port = address.rpartition("//")[2].rpartition(":")  # Dask prints tcp://HOST:PORT
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError, OverflowError) as error:  # Ray itself would try for minutes

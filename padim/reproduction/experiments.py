@@ -113,8 +113,10 @@ def own(path: Path) -> Experiment:
     """The experiment of a configuration of one's own, named after its file.
 
     Raises:
-        PadimError: the file is no configuration.
+        PadimError: the file is no configuration, or has a name that no folder of results can have.
     """
+    if path.stem.startswith(".") or path.stem.partition(".")[0] in ("table", "references"):
+        raise PadimError(f"{path}: the folder of its results can't be called {path.stem!r}: rename the file")
     return Experiment(path.stem, read_config(path))
 
 

@@ -40,7 +40,7 @@ def _draw_curves(axis: Axes, rows: Sequence[TableRow], results: Results, metric:
     for number, row in enumerate(row for row in rows if row.cells[metric].mean is not None):
         means.append(row.cells[metric].mean or 0.0)
         for seed, figures in enumerate(results[row.name]):
-            label = None if seed else f"{row.label} {means[-1]:.3f}"
+            label = None if seed else f"{_plain(row.label)} {means[-1]:.3f}"
             curve = figures["curves"].get(_CURVES[metric], [[], []])
             axis.plot(*curve, color=colours[number % len(colours)], linewidth=0.8, label=label)
     axis.set(xlabel="false-positive rate", ylabel="recall", xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal")
@@ -57,7 +57,13 @@ def _draw_areas(axis: Axes, rows: Sequence[TableRow], metric: str) -> None:
     axis.errorbar(places, means, [cell.deviation or 0.0 for cell in cells], fmt="o", color=BLUE, label="here")
     if not all(map(math.isnan, published)):
         axis.plot(places, published, "D", color=ORANGE, fillstyle="none", markersize=8, label="published")
-    axis.set_xticks(places, [row.label for row in rows], rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_xticks(places, [_plain(row.label) for row in rows], rotation=45, ha="right", rotation_mode="anchor")
     axis.set(ylabel=METRICS[metric].heading, ylim=(None, 1.01))
     axis.margins(y=0.15)
     axis.grid(alpha=0.3)
+
+
+def _plain(label: str) -> str:
+    """A label that matplotlib takes neither for mathematics nor, for its first character, for a private one."""
+    escaped = label.replace("\\", r"\\").replace("$", r"\$") if "$" in label else label
+    return f" {escaped}" if escaped.startswith("_") else escaped

@@ -112,8 +112,8 @@ def as_latex(printed: Sequence[PrintedTable], tables: Sequence[ExperimentTable])
 
 
 def _markdown(text: str) -> str:
-    """Text in which neither a bar ends the entry nor a tag begins."""
-    return html.escape(text, quote=False).replace("|", r"\|")
+    """Text in which neither a bar nor the end of a line ends the entry, and no tag begins."""
+    return html.escape(" ".join(text.splitlines()), quote=False).replace("|", r"\|")
 
 
 def _markdown_entry(entry: Entry) -> str:

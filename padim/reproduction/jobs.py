@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,10 @@ def most_jobs(runs: Sequence[Run], device: str, cores: int) -> int:
     """How many processes suit this machine: one per GPU; else two cores for each, as far as the memory goes."""
     if device != "cpu":
         return len(_devices(device))
-    largest = max((run.experiment.memory_bytes() for run in runs), default=1)
+    largest = 1
+    for run in runs:
+        with suppress(PadimError):  # which the run itself will report
+            largest = max(largest, run.experiment.memory_bytes())
     return max(1, min(cores // 2, available_memory_bytes() // largest))
 
 
@@ -44,7 +48,7 @@ def execute(
         files: weights of the backbones that are not to be downloaded.
         device: where to compute.
         cores: of a machine, shared out between its processes.
-        jobs: how many processes a machine has; one, without an address, is this one.
+        jobs: how many processes a machine has; one, without a cluster, is this one.
         backend: what manages the processes: `loky`, `dask` or `ray`.
         address: of the cluster's scheduler, for `dask` and `ray`; without one, they manage this machine.
 
@@ -56,7 +60,7 @@ def execute(
     """
     share = max(1, cores // jobs)
     work = partial(_perform, files, device, share)
-    if jobs == 1 and not address:
+    if jobs == 1 and not address and backend == "loky":
         yield from ((run, work(0, run)) for run in runs)
         return
     with Backend(backend, jobs, share, device == "cuda", address).start() as perform:

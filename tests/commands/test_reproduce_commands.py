@@ -78,7 +78,7 @@ def test_ctrl_c_during_a_training_costs_none_of_its_steps(where, run, tmp_path, 
     [
         (("--preset", "pytorch-r18", "--steps", "3"), "--steps fits no experiment of these: pytorch-r18"),
         (("--ablation", "layer3", "--select", "last"), "--select fits no experiment of these: layer3"),
-        (("--config", "few.toml", "--steps", "-1"), "steps: -1 is out of range"),
+        (("--config", "few.toml", "--steps", "-1"), "--steps: -1 is not a whole number"),
         (("--config", "small.toml", "other/small.toml"), "two experiments are called small"),
         (("--config", "none.toml"), "can't read the configuration none.toml"),
         (("--precision", "fp8"), "invalid choice: 'fp8'"),

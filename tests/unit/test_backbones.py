@@ -346,7 +346,7 @@ def test_every_architecture_has_every_level_and_what_it_names():
         for weights in torchvision.models.get_model_weights(name)
     }
     for architecture in ARCHITECTURES.values():
-        assert tuple(architecture.levels) == ALL_LAYERS
+        assert tuple(architecture.levels) in ((), ALL_LAYERS)
         for name in (architecture.build, architecture.weights):
             assert name in torchvisions or callable(resolve_name(name))
 
@@ -368,3 +368,13 @@ def test_networks_that_are_defined_here_are_those_of_the_libraries(name, library
     for shape, found, truth in zip(ours.shapes, ours(images), activations(network, levels, normalised(images))):
         assert shape == found.shape[1:]
         assert (found - truth).norm() / truth.norm() < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", ["bn1", "layer1.0.bn2", "layer1"])
+def test_a_level_is_what_its_module_gives_and_not_what_becomes_of_it(layer, images):
+    """The activations that follow it work in place."""
+    network = library_network("torchvision:resnet18")
+    ours = backbone(network.state_dict(), (layer, "layer2"), name="torchvision:resnet18")
+    (expected,) = activations(network, (layer,), normalised(images))
+    torch.testing.assert_close(ours(images)[0].double(), expected, rtol=1e-3, atol=1e-4)

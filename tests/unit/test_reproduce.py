@@ -524,3 +524,21 @@ def test_the_peak_of_memory_is_of_one_run_alone():
     del large
     machine.reset_peak_memory()
     assert machine.peak_memory_bytes() < before - 300e6
+
+
+@pytest.mark.parametrize("name", ["..", ".hidden", "table", "table.json", "references.bib"])
+def test_a_configuration_whose_name_no_folder_can_have_is_refused_at_once(name, tmp_path):
+    path = tmp_path / f"{name}.toml"
+    path.write_text("")
+    with pytest.raises(PadimError, match="rename the file"):
+        own(path)
+
+
+def test_names_that_matplotlib_would_read_are_drawn_as_they_are(tmp_path):
+    results = {name: [figures(name, 0.9)] for name in (r"$\bad{$", "a$b$c", "_under")}
+    drawn = table_figures(table_rows(None, results), results)
+    for name, figure in drawn.items():
+        figure.savefig(tmp_path / f"{name}.png")
+    labels = [text.get_text() for text in drawn["roc"].axes[0].get_legend().get_texts()]
+    assert len(labels) == 3
+    assert any("_under" in label for label in labels)

@@ -87,7 +87,7 @@ def read_weights(path: Path) -> StateDict:
     """
     if path.suffix in _FOREIGN and path.is_file() and not zipfile.is_zipfile(path):
         raise PadimError(
-            f"the weights {path} are {_FOREIGN[path.suffix]}, which stays unread: convert them once, as"
+            f"the weights {path} are {_FOREIGN[path.suffix]}, which padim does not read: convert them once, as"
             " 'Weights of other frameworks' in docs/guide/weights-and-configuration.md shows"
         )
     try:

@@ -59,6 +59,7 @@ def command(run: Command) -> Command:
         handler = logging.StreamHandler()
         handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
         logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where home is read-only, it has much to say
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # file names may be anything

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
 # Each reads several images ahead.
 _MOST_THREADS = 256
+
+_LARGEST = 1e30
 
 
 def add_data_option(parser: argparse._ActionsContainer) -> None:
@@ -171,10 +172,10 @@ def scorer_from(options: argparse.Namespace, path: Path) -> Scorer:
 
 
 def finite(text: str) -> float:
-    """A number from the command line, neither infinite nor NaN."""
+    """A number from the command line, neither NaN nor beyond what float32 can be computed with."""
     number = float(text)
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    if not abs(number) <= _LARGEST:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number, or above {_LARGEST:g}")
     return number
 
 

@@ -12,6 +12,8 @@ quantiles of `padim.calibration`, or null, `alignment`, what moves images into t
 the graph (`padim.poses.alignment`), or null, and `ignored`, the bits of the pixels that scores do not depend on, in
 base64, or null; the graph paints these pixels over, and its maps are 0 there. Tensors beyond what one ONNX file can
 hold, 2 GiB, lie in a second one beside it, which bears its name, a digest and `.data`.
+
+With storage `int8`, convolutions stand between `QuantizeLinear` and `DequantizeLinear`: see `padim.deploy.quantise`.
 """
 
 from __future__ import annotations
@@ -20,13 +22,12 @@ import dataclasses
 import json
 import re
 from base64 import b64encode
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from padim.deploy.graph import check_packages, graph_of, halve
 from padim.deploy.runtime import EXPORT_VERSION, Runtime
@@ -47,21 +48,7 @@ TOLERANCE = 1e-3
 LARGEST_FILE = 2**31 - 2**24
 
 
-class _Outputs(nn.Module):
-    """A fitted detector as a function from images to the outputs above."""
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Image scores `[n]` of uint8 images `[n, 3, h, w]`, and maps `[n, h, w]` where there are any."""
-        scores = self.detector(images)
-        return (scores.images,) if scores.maps is None else (scores.images, scores.maps)
-
-
-@dataclass(frozen=True)
-class Exported:
+class Exported(NamedTuple):
     """What was written.
 
     Attributes:
@@ -102,8 +89,8 @@ def export_onnx(model: Detector, path: Path, storage: str = "fp32", images: Batc
 
         model, graph, agreement = quantised(model, noise, images)
     else:
-        outputs = _Outputs(model)
-        graph = graph_of(outputs, {"images": noise}, ["scores", "maps"][: 1 + model.has_maps], 0)
+        names = ["scores", "maps"][: 1 + model.has_maps]
+        graph = graph_of(model, lambda images: model(images)[:2], {"images": noise}, names)
     graph.metadata_props["padim"] = json.dumps(_header(model))
     if storage == "fp16":
         halve(graph)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,30 @@ def check_packages() -> None:
         raise PadimError("exporting needs more packages: pip install 'padim-toolkit[onnx]'") from error
 
 
-def graph_of(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], images: int) -> Any:
-    """A module as an ONNX model, for any number of images.
+class _Function(nn.Module):
+    """A function of tensors that computes with a module."""
+
+    def __init__(self, module: nn.Module, function: Callable[..., Sequence[Tensor | None]]) -> None:
+        super().__init__()
+        self.module, self._function = module, function
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """What the function gives, but for what is None."""
+        return tuple(tensor for tensor in self._function(*tensors) if tensor is not None)
+
+
+def graph_of(
+    module: nn.Module,
+    function: Callable[..., Sequence[Tensor | None]],
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    images: int = 0,
+) -> Any:
+    """A function that computes with a module as an ONNX model, for any number of images.
 
     Args:
-        module: takes tensors and gives a tuple of them.
+        module: in evaluation mode.
+        function: from tensors to tensors; what is None among these is left out.
         inputs: examples of what it takes, by the names that the inputs will have.
         outputs: the names of the outputs.
         images: the dimension of the inputs that counts the images.
@@ -42,7 +61,7 @@ def graph_of(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[
         warnings.simplefilter("ignore")  # the exporter's remarks are for its authors
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
         program = torch.onnx.export(
-            module.eval(),
+            _Function(module, function).eval(),
             (*inputs.values(),),
             dynamo=True,
             input_names=[*inputs],

@@ -12,7 +12,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import Tensor
 
 from padim.calibration import Thresholds
 from padim.deploy.engines import Session, open_session
@@ -68,29 +68,6 @@ class _WithGraph(Padim):
         return [torch.from_numpy(level) for level in self._session.run(images.numpy())]
 
 
-class _Features(nn.Module):
-    """The first half of a model."""
-
-    def __init__(self, model: Padim) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model.embed(*images))
-
-
-class _Scores(nn.Module):
-    """The second half of a model."""
-
-    def __init__(self, model: Padim) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
-        scores = self.model.scores_of(features)
-        return scores.images, cast(Tensor, scores.maps)
-
-
 def quantised(model: Detector, examples: Tensor, batches: Batches) -> tuple[Padim, Any, Agreement]:
     """A model with its network in int8, fitted anew; as a detector and as an ONNX model.
 
@@ -107,7 +84,7 @@ def quantised(model: Detector, examples: Tensor, batches: Batches) -> tuple[Padi
     names = [f"features_{level}" for level in range(len(model.config.layers))]
     with tempfile.TemporaryDirectory() as folder:
         exact, rounded = Path(folder, "exact.onnx"), Path(folder, "rounded.onnx")
-        graph = graph_of(_Features(model), {"images": examples}, names, 0)
+        graph = graph_of(model, model.embed, {"images": examples}, names)
         graph.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"  # which otherwise warns: shapes are known
         onnx_ir.save(graph, exact, format="protobuf")
         reference = _WithGraph(model, open_session(exact))
@@ -116,7 +93,8 @@ def quantised(model: Detector, examples: Tensor, batches: Batches) -> tuple[Padi
         found = _WithGraph(model, open_session(rounded))
         agreement = _agreement(reference, expected, found, _fitted(found, batches))
         features = dict(zip(names, found.features(examples), strict=True))
-        graph = joined(onnx_ir.load(rounded), graph_of(_Scores(found), features, ["scores", "maps"], 2))
+        rest = graph_of(found, lambda *levels: found.scores_of(levels)[:2], features, ["scores", "maps"], images=2)
+        graph = joined(onnx_ir.load(rounded), rest)
         graph.metadata_props.clear()
     if agreement.images < model.provenance.images:
         log.warning(
@@ -184,7 +162,12 @@ def _agreement(reference: Padim, exact: NDArray[np.float32], found: Padim, round
         for thresholds, scores in ((_thresholds(reference), exact), (_thresholds(found), rounded))
     ]
     changes = np.abs(rounded / exact - 1)
-    return Agreement(len(exact), correlation, float(changes.max()), float(np.mean([ours == theirs for ours, theirs in zip(*verdicts, strict=True)])))
+    return Agreement(
+        len(exact),
+        correlation,
+        float(changes.max()),
+        float(np.mean([ours == theirs for ours, theirs in zip(*verdicts, strict=True)])),
+    )
 
 
 def _thresholds(model: Padim) -> Thresholds:

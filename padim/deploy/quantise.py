@@ -98,7 +98,7 @@ def quantised(model: Detector, examples: Tensor, batches: Batches) -> tuple[Padi
         graph.metadata_props.clear()
     if agreement.images < model.provenance.images:
         log.warning(
-            "fitted anew to %d images, and the model was to %d: pass its training images",
+            "the Gaussians in int8 are fitted to %d images, those of the model to %d: pass its training images",
             agreement.images,
             model.provenance.images,
         )
@@ -154,7 +154,7 @@ def _agreement(reference: Padim, exact: NDArray[np.float32], found: Padim, round
     correlation = float(spearmanr(exact, rounded).statistic)
     if not correlation >= LEAST_CORRELATION:
         raise PadimError(
-            f"int8 changes the scores too much: their rank correlation with those in float32 is {correlation:.2f},"
+            f"int8 changes the scores too much: their rank correlation with those in float32 is {correlation:.3f},"
             f" below {LEAST_CORRELATION}: not written; take --storage fp16"
         )
     verdicts = [

@@ -145,7 +145,7 @@ def test_fewer_images_than_the_model_has_seen_are_remarked(export, folder, tmp_p
     assert (figures["images"], Runtime.load(figures["model"]).provenance.images) == (20, 20)
     assert figures["bytes"] == (tmp_path / "out/int8.onnx").stat().st_size
     assert {"correlation", "largest_change", "same_verdicts", "largest_difference"} < figures.keys()
-    assert "fitted anew to 20 images, and the model was to 24" in result.err
+    assert "fitted to 20 images, those of the model to 24" in result.err
 
     (fewer / "10.png").unlink()
     refused = export(fewer)

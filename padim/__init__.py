@@ -4,7 +4,7 @@ A map, in reading order; `docs/architecture.md` has a line per file.
 
     config, errors                          the configurations, and the errors that users can correct
     data                                    image files to pixels
-    backbones, weights, extractor           pixels to feature maps: resnet, lite0; networks of libraries, levels, tracing
+    backbones, weights, extractor           pixels to feature maps; resnet, lite0, and networks of libraries
     embedding, pyramid                      feature maps to features
     gaussian                                features to distances
     tiles, scoring, calibration             distances to anomaly maps, image scores and thresholds

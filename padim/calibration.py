@@ -43,15 +43,18 @@ class Tally:
         """All image scores, `[n]`."""
         return np.concatenate(self.batches) if self.batches else np.empty(0, dtype=np.float32)
 
-    def calibration(self) -> Calibration | None:
-        """What they say of normal images; None if there was none."""
-        scores = self.scores()
+    def calibration(self, floor: float = 0.0) -> Calibration | None:
+        """What they say of normal images; None if there was none.
+
+        Distances below a floor, which are rounding errors, count as that.
+        """
+        scores = self.scores().clip(min=np.float32(floor))
         if not len(scores):
             return None
         reached = self.counts[::-1].cumsum()[::-1] / self.counts.sum()  # share at or above each bin
         # Both fall, and searchsorted takes what rises: hence the signs.
         bins = np.searchsorted(-reached, -PIXEL_RATES, side="right") - 1  # the last one that so many reach
-        edges = _LOWEST * 10 ** ((bins + 1) / _BINS_A_DECADE)
+        edges = (_LOWEST * 10 ** ((bins + 1) / _BINS_A_DECADE)).clip(min=floor)
         return Calibration(np.sort(scores), edges.astype(np.float32))
 
 
@@ -67,6 +70,14 @@ class Calibration:
 
     scores: NDArray[np.float32]
     pixels: NDArray[np.float32] | None
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError for what no images score: distances below 0, or values that don't ascend."""
+        for values in (self.scores, self.pixels):
+            if values is not None and not (values[1:] >= values[:-1]).all():
+                raise ValueError("a calibration that does not ascend")
+        if self.pixels is not None and min(self.scores[0], self.pixels[0]) < 0:
+            raise ValueError("a calibration below 0")
 
     def joined(self, other: Calibration) -> Calibration:
         """The calibration of the images of both."""

@@ -77,7 +77,8 @@ def _of_padim(config: Config, images: int, options: FitOptions) -> Estimate:
     batch = min(images, config.batch_size)
     activations = int(_ACTIVATIONS * math.prod(config.tile_size) * batch)
     examples = images * tiling.examples
-    kept = min(examples * features, KEPT_IMAGES * features, KEPT_BYTES) if options.calibrate or config.trim else 0
+    keeps = examples <= KEPT_IMAGES and examples * features <= KEPT_BYTES and (options.calibrate or config.trim > 0)
+    kept = examples * features if keeps else 0
     together = min(examples, max(IMAGES_PER_BATCH, batch * tiling.examples))
     group = together * features
     coming_in = group + activations + (factors + kept if examples > together else 0)

@@ -27,13 +27,21 @@ class TrainingFeatures:
     """
 
     def __init__(
-        self, read: Callable[[], Iterator[list[Tensor]]], examples: int, *, keep: bool, repeatable: bool
+        self,
+        read: Callable[[], Iterator[list[Tensor]]],
+        examples: int,
+        *,
+        keep: bool,
+        repeatable: bool,
+        announced: int = 0,
     ) -> None:
         """The features that `read` gives, of images with so many columns n each.
 
-        There is another pass over them only if they are kept or `repeatable`.
+        There is another pass over them only if they are kept or `repeatable`. Of so many images that it is known
+        beforehand that they can't all be kept, none is.
         """
         self._read, self._examples, self._repeatable = read, examples, repeatable
+        self._announced = announced * examples if repeatable else 0
         self._kept: list[list[Tensor]] | None = [] if keep else None
         self._passed = False
 
@@ -48,7 +56,8 @@ class TrainingFeatures:
         for features in groups:
             columns += features[0].shape[2]
             size = sum(4 * level.shape[0] * level.shape[1] for level in features)
-            if self._kept is not None and columns <= KEPT_IMAGES and columns * size <= KEPT_BYTES:
+            most = max(columns, self._announced)
+            if self._kept is not None and most <= KEPT_IMAGES and most * size <= KEPT_BYTES:
                 self._kept.append(features)
             else:
                 self._kept = None
@@ -70,10 +79,11 @@ class TrainingFeatures:
     def moments_of(self, chosen: NDArray[np.bool_], shift: Sequence[Tensor]) -> Moments:
         """The moments of the chosen ones of this process's images `[n]`, and of those of the others, about a shift."""
         moments, start = Moments.about(shift), 0
-        columns = torch.from_numpy(chosen).to(shift[0].device).repeat_interleave(self._examples)
+        columns = chosen.repeat(self._examples)
         for features in self:
             stop = start + features[0].shape[2]
-            moments.add([level[:, :, columns[start:stop]] for level in features])
+            some = torch.from_numpy(columns[start:stop].nonzero()[0]).to(shift[0].device)
+            moments.add([level.index_select(2, some) for level in features])
             start = stop
         if start != len(columns):
             raise PadimError("a training image was gone when it was read again: train once more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Self, cast
 
@@ -37,6 +38,10 @@ from padim.weights import StateDict, Weights, digest, weights_from
 
 # What the keys of the backbone's weights begin with in a model file.
 _BACKBONE = "backbone."
+
+# What features lose relative to the norm of a position's: that of bf16 is 2^-8 per layer, which adds up over the
+# layers as their root, and twice that to be safe.
+_ROUNDOFF = 2.0**-5
 
 
 class Padim(Detector):
@@ -106,6 +111,7 @@ class Padim(Detector):
             examples,
             keep=options.calibrate or trim > 0,
             repeatable=not isinstance(batches, Iterator),
+            announced=getattr(batches, "images", 0),
         )
         with full_float32(self.device):
             nothing = [torch.zeros(*size, 0, device=self.device) for size in self._sizes()]
@@ -132,13 +138,17 @@ class Padim(Detector):
                 tally = self._left_out(gaussian, features, images, frame, stays)
             everyone = distributed.gathered(tally.scores())
             tally = Tally([everyone], distributed.summed(tally.counts))
-            calibration = tally.calibration() if options.calibrate else None
+            calibration = tally.calibration(self._rounding(gaussian)) if options.calibrate else None
         # Only now that all has gone well does the model change.
         self.gaussian, self.alignment = gaussian, alignment
         self.moments = carried if options.keep_moments or options.update else None
         self.calibration = self._joined(calibration) if options.update else calibration
         self.note_fit(images, options)
         return FitResult(images, scores if len(scores) else None, trimmed.tolist())
+
+    def _rounding(self, gaussian: Gaussian) -> float:
+        """The largest distance that rounding errors of the network give, in any precision; see `docs/numerics.md`."""
+        return _ROUNDOFF * gaussian.largest_mean() / math.sqrt(self.config.epsilon) if self.config.epsilon else 0.0
 
     def _joined(self, calibration: Calibration | None) -> Calibration | None:
         """The calibration so far together with that of further images, where there are both."""

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from padim.errors import PadimError, first_line
 from padim.networks import source_of
-from padim.storage.files import utf8_path
 
 StateDict = Mapping[str, Tensor]
 Weights = Path | str | StateDict
@@ -93,8 +92,7 @@ def read_weights(path: Path) -> StateDict:
         )
     try:
         if path.suffix == ".safetensors":
-            with utf8_path(path) as opened:
-                return safetensors.torch.load_file(opened)
+            return safetensors.torch.load(path.read_bytes())
         if _is_compressed(path):
             raise ValueError("compressed, which torch never does and which could fill the memory")
         with warnings.catch_warnings():

@@ -7,13 +7,16 @@ import functools
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn, Protocol
 
-from padim.errors import PadimError
+from padim.errors import PadimError, printable
 from padim.system.progress import Lines, OnProgress, Progress, silent
 
 log = logging.getLogger(__name__)
@@ -21,6 +24,7 @@ log = logging.getLogger(__name__)
 USER_ERROR = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+TERMINATED = 143
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,10 +35,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class OneLine(logging.Formatter):
-    """Messages in one line, even where a file name has several."""
+    """Messages in one line, even where a file name has several, or codes that a terminal would obey."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return " ".join(super().format(record).splitlines())
+        return printable(" ".join(super().format(record).splitlines()))
 
 
 class Command(Protocol):
@@ -48,6 +52,9 @@ def command(run: Command) -> Command:
 
     @functools.wraps(run)
     def main(arguments: Sequence[str] | None = None, *prog: str, **named: str) -> int:
+        _open_descriptors()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
         warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an image is said by us
         handler = logging.StreamHandler()
         handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
@@ -65,9 +72,9 @@ def command(run: Command) -> Command:
                 raise
             log.error("out of memory: take a smaller --batch-size, smaller images or fewer --channels")
             return USER_ERROR
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             print("interrupted", file=sys.stderr)
-            return INTERRUPTED
+            return TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
         except BrokenPipeError:  # whoever read the results has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
@@ -77,6 +84,36 @@ def command(run: Command) -> Command:
             return USER_ERROR
 
     return main
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what it has started and half written goes with it."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 (of a given form)
+    raise _Terminated
+
+
+def _open_descriptors() -> None:
+    """Open what was closed before the start, or files of ours would get its number, and what is meant for it.
+
+    Results have to go somewhere, so nothing is done without a stdout.
+    """
+    closed = [number for number in range(3) if not _is_open(number)]
+    for _ in closed:  # each time the lowest number that is free
+        os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 (for the life of the process)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    if sys.stdout is None:
+        sys.exit("stdout is closed: send it to a file, or to /dev/null")
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -117,7 +154,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[OnProgress]:
         with _bars() as show:
             yield show
     else:
-        yield Lines(lambda line: print(line, file=sys.stderr, flush=True))
+        yield Lines(lambda line: print(printable(line), file=sys.stderr, flush=True))
 
 
 @contextmanager
@@ -129,10 +166,11 @@ def _bars() -> Iterator[OnProgress]:
 
     def show(progress: Progress) -> None:
         nonlocal bar
-        if bar is None or bar.desc != progress.what or progress.done < bar.n:
+        what = printable(progress.what)
+        if bar is None or bar.desc != what or progress.done < bar.n:
             if bar is not None:
                 bar.close()
-            bar = tqdm(total=progress.total, initial=progress.done, desc=progress.what, unit=progress.unit)
+            bar = tqdm(total=progress.total, initial=progress.done, desc=what, unit=progress.unit)
         if progress.figures:
             bar.set_postfix({name: f"{value:.3g}" for name, value in progress.figures.items()}, refresh=False)
         bar.update(progress.done - bar.n)

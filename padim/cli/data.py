@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from padim.cli.command import USER_ERROR, Failures, Parser, command, progress_bars
 from padim.cli.options import add_folder_options, add_workers_option, category_from, in_own_folders
 from padim.cli.tables import aligned
-from padim.errors import PadimError
+from padim.errors import PadimError, printable
 
 if TYPE_CHECKING:
     from padim.data.check import CategoryReport
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-data") -> in
             _print_missing(names)
         for report in reports:
             for line in _lines(report):
-                print(" ".join(line.splitlines()))
+                print(printable(" ".join(line.splitlines())))
     if failures.count:
         return USER_ERROR
     return PROBLEMS if any(report.problems for report in reports) else 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from padim.cli.options import in_own_folders
 from padim.cli.tables import aligned
-from padim.errors import PadimError
+from padim.errors import PadimError, printable
 
 if TYPE_CHECKING:
     from padim.config import BaseConfig
@@ -77,7 +77,7 @@ def evaluated(
     if unmasked:
         log.warning("%s: %d defective images have no mask; the pixel figures are without them", name, unmasked)
     if evaluation.report:
-        print(f"report: {evaluation.report}", file=sys.stderr)
+        print(printable(f"report: {evaluation.report}"), file=sys.stderr)
     if not evaluation.images:
         return []
     if options.json:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from padim.detectors.scores import Scorer
 
 
+# Each reads several images ahead.
+_MOST_THREADS = 256
+
+
 def add_data_option(parser: argparse._ActionsContainer) -> None:
     """`--data ROOT`."""
     parser.add_argument(
@@ -112,7 +116,7 @@ def add_workers_option(parser: argparse._ActionsContainer) -> None:
     """`--workers N`."""
     parser.add_argument(
         "--workers",
-        type=positive,
+        type=_threads,
         default=min(8, cores()),
         metavar="N",
         help="threads that read images (default: one per core, at most 8)",
@@ -187,8 +191,24 @@ def _rate(text: str) -> float:
     return rate
 
 
-def positive(text: str) -> int:
+def natural(text: str) -> int:
+    """A whole number from the command line, 0 or more and such as a computer can count to."""
     number = int(text)
-    if number < 1:
+    if not 0 <= number < 2**31:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**31 - 1}")
+    return number
+
+
+def positive(text: str) -> int:
+    """The same, above 0."""
+    number = natural(text)
+    if number == 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number
+
+
+def _threads(text: str) -> int:
+    number = int(text)
+    if not 0 < number <= _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to {_MOST_THREADS}")
     return number

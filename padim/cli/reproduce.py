@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from padim.backbones import ARCHITECTURES
 from padim.cli.command import USER_ERROR, Parser, command, progress_bars
-from padim.cli.options import add_data_option, default_data, pick_device, positive
+from padim.cli.options import add_data_option, default_data, natural, pick_device, positive
 from padim.cli.tables import aligned
 from padim.config import PRECISIONS
 from padim.cutpaste.config import SELECTIONS
@@ -64,7 +64,7 @@ def parser(prog: str = "padim-reproduce") -> Parser:
     )
     group = result.add_argument_group("fields of the configurations, in all experiments that have them")
     group.add_argument("--precision", choices=PRECISIONS, help="arithmetic of the network")
-    group.add_argument("--steps", type=int, metavar="N", help="updates of the weights (CutPaste)")
+    group.add_argument("--steps", type=natural, metavar="N", help="updates of the weights (CutPaste)")
     group.add_argument(
         "--select",
         choices=SELECTIONS,

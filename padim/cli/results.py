@@ -34,7 +34,7 @@ class Results:
     """Everything that the options ask to be made of predictions.
 
     Attributes:
-        failed: how many images were scored whose files could not be written, or not scored although they were read.
+        failed: how many images were scored whose files could not be written, or not scored for no fault of theirs.
     """
 
     def __init__(self, options: argparse.Namespace, pictures: Pictures | None) -> None:
@@ -66,6 +66,7 @@ class Results:
         """Make of an image what is to be made, and print its line."""
         if isinstance(prediction.problem, ImageError):  # which was said when it was read
             self._counts["unreadable"] += 1
+            self.failed += prediction.problem.of_machine
             self._add_row(prediction.summary())
             return
         line = self.line(prediction, name)

@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from padim.cli.command import Parser, command
+from padim.cli.options import natural
 from padim.config import ALIGNMENTS, MAX_SIDE
 from padim.errors import PadimError
+
+# Images of a kind that are made at most, a few per second.
+_MOST = 1_000_000
 
 
 def parser(prog: str = "padim-synth") -> Parser:
@@ -27,14 +31,14 @@ def parser(prog: str = "padim-synth") -> Parser:
     )
     result.add_argument("--category", metavar="NAME", help="name of the category (default: the kind)")
     result.add_argument(
-        "--size", type=int, nargs="+", default=[256], metavar="N", help="side, or height and width (default: 256)"
+        "--size", type=natural, nargs="+", default=[256], metavar="N", help="side, or height and width (default: 256)"
     )
-    result.add_argument("--train", type=int, default=60, metavar="N", help="training images (default: 60)")
-    result.add_argument("--good", type=int, default=20, metavar="N", help="normal test images (default: 20)")
+    result.add_argument("--train", type=natural, default=60, metavar="N", help="training images (default: 60)")
+    result.add_argument("--good", type=natural, default=20, metavar="N", help="normal test images (default: 20)")
     result.add_argument(
-        "--defective", type=int, default=6, metavar="N", help="test images of each defect type (default: 6)"
+        "--defective", type=natural, default=6, metavar="N", help="test images of each defect type (default: 6)"
     )
-    result.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+    result.add_argument("--seed", type=natural, default=0, metavar="N", help="(default: 0)")
     return result
 
 
@@ -44,8 +48,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-synth") -> i
     options = parser(prog).parse_args(arguments)
     if len(options.size) > 2 or min(options.size) < 16 or max(options.size) > MAX_SIDE:
         raise PadimError(f"--size: give a side, or height and width, of 16 to {MAX_SIDE} pixels")
-    if min(options.train, options.good, options.defective, options.seed) < 0:
-        raise PadimError("--train, --good, --defective and --seed can't be below 0")
+    if max(options.train, options.good, options.defective) > _MOST:
+        raise PadimError(f"--train, --good and --defective are at most {_MOST}")
 
     if options.pose != "none" and options.kind == "texture":
         raise PadimError("--pose: a texture fills its images, in any pose; pass --kind plate or object")

@@ -43,7 +43,7 @@ from padim.config import FALSE_ALARM_RATE, BaseConfig, Config
 from padim.cutpaste.config import CutPasteConfig
 from padim.detectors.options import FitOptions
 from padim.detectors.registry import CONFIGURATIONS
-from padim.errors import PadimError
+from padim.errors import PadimError, printable
 
 if TYPE_CHECKING:
     from padim.data.items import Category
@@ -323,7 +323,7 @@ def _aligned(category: Category, config: BaseConfig, options: argparse.Namespace
 
     chosen, spread = choose_alignment(category, config, workers=options.workers, progress=progress)
     if rank() == 0:
-        print(f"{category.name}: {describe(spread)}", file=sys.stderr)
+        print(printable(f"{category.name}: {describe(spread)}"), file=sys.stderr)
     return chosen
 
 
@@ -332,7 +332,7 @@ def _each(names: Sequence[str], look: Callable[[str], str]) -> int:
     failures = Failures()
     for name in names:
         with failures.caught(name):
-            print(look(name), flush=True)
+            print(printable(look(name)), flush=True)
     return USER_ERROR if failures.count else 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from padim.cli.protocol import asks_for_size
+from padim.errors import printable
 
 if TYPE_CHECKING:
     from padim.config import BaseConfig
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 # So many images that stood out are named one by one.
 _NAMED = 5
 
+# The share of skipped images from which on they are spoken of.
+_MANY_SKIPPED = 0.1
+
 
 def say_size(category: Category, config: BaseConfig, options: argparse.Namespace) -> None:
     """Say on stderr how images of one's own are resized, unless the options say so."""
@@ -29,14 +33,20 @@ def say_size(category: Category, config: BaseConfig, options: argparse.Namespace
         return
     size = describe_size(config, category.train)
     if size:
-        print(f"{category.name}: {size}", file=sys.stderr)
+        print(printable(f"{category.name}: {size}"), file=sys.stderr)
 
 
 def say_summary(summary: Mapping[str, Any], options: argparse.Namespace) -> None:
     """Print the summary of a training, and say on stderr what a user should look at."""
     name, unusual = summary["category"], summary["unusual"]
+    given = summary["images"] + summary["skipped"] + len(summary["trimmed"])
+    if summary["skipped"] > _MANY_SKIPPED * given:
+        log.warning(
+            "%s: %d of %d images were skipped, so the model is that of the others; --strict stops at the first one",
+            *(name, summary["skipped"], given),
+        )
     _warn_of_rate(summary, options.false_alarm_rate)
-    print(json.dumps(summary) if options.json else _readable(summary), flush=True)
+    print(json.dumps(summary) if options.json else printable(_readable(summary)), flush=True)
     for image in unusual[:_NAMED]:
         log.warning(
             "%s: %s scores %.4g, far more than the rest: is it really good?", name, image["path"], image["score"]

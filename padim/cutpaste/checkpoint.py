@@ -112,9 +112,8 @@ class Checkpoint:
         if path is None or not path.exists():
             return None
         try:
-            with tensorfile.opened(path) as file:
-                header = json.loads(file.metadata()["padim-checkpoint"])
-                tensors = tensorfile.tensors(file)
+            tensors, metadata = tensorfile.read(path)
+            header = json.loads(metadata["padim-checkpoint"])
             self.steps = [_logged_step(step, auroc) for step, auroc in header["rows"]]
             done = len(self.steps)
             if [row.step.step for row in self.steps] != [*range(1, done + 1)] or header["values"]["step"] != done:

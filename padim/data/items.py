@@ -104,24 +104,29 @@ def collect_images(inputs: Sequence[Path], *exclude: Path) -> dict[Path, Path]:
 
     Returns:
         Each image once, in order, with a name for what is made of it: its path below the folder that
-        all of them have in common, without the suffix where that is enough to tell them apart.
+        all of them have in common, without the suffix where that is enough to tell them apart. It has no `..`.
 
     Raises:
         PadimError: an input isn't there or is the excluded folder, or there is no image.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for path in inputs:
         if path.is_dir():
             if real(path) in map(real, exclude):
                 raise PadimError(f"{path} is where the results go: choose another folder for them")
-            found |= dict.fromkeys(images_below(path, *exclude))
+            found |= {_place(image): image for image in images_below(path, *exclude) if _place(image) not in found}
         elif path.exists():
-            found[path] = None
+            found.setdefault(_place(path), path)
         else:
             raise PadimError(f"there is no image or folder {path}")
     if not found:
         raise PadimError(f"no images in {', '.join(map(str, inputs))} ({', '.join(sorted(SUFFIXES))})")
-    common = os.path.commonpath([path.parent.absolute() for path in found])
-    names = {path: path.absolute().relative_to(common) for path in found}
+    common = os.path.commonpath([place.parent for place in found])
+    names = {path: place.relative_to(common) for place, path in found.items()}
     uses = Counter(name.with_suffix("") for name in names.values())
     return {path: bare if uses[bare := name.with_suffix("")] == 1 else name for path, name in names.items()}
+
+
+def _place(path: Path) -> Path:
+    """The absolute path of a file; one with `..` in it leads where its links do."""
+    return real(path.parent) / path.name if ".." in path.parts else path.absolute()

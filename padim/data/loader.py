@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -35,6 +35,9 @@ T = TypeVar("T")
 # since a photo of 20 megapixels takes 60 MB.
 _AHEAD = 8
 _AHEAD_WITH_ORIGINALS = 2
+
+# Seconds before a file is tried once more.
+_PAUSES = (0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,19 @@ class ImageLoader:
         workers: int,
         strict: bool = False,
         keep_originals: bool = False,
+        skip_faults: bool = False,
     ) -> None:
-        """Reads with `workers` threads; `strict` makes the first unreadable file an error."""
+        """Reads with `workers` threads; `strict` makes the first unreadable file an error.
+
+        A fault of the machine that does not pass is an error, too, unless `skip_faults` leaves it to the caller: what
+        images there are must not depend on it.
+        """
         self.items = items
         self.transform = transform
         self.workers = workers
         self.strict = strict
         self.keep_originals = keep_originals
+        self.skip_faults = skip_faults
         self.failures: dict[Path, ImageError] = {}
         self.unmasked = 0
         self._started: Generator[Reading] | None = None
@@ -112,7 +121,7 @@ class ImageLoader:
         return len(self.failures)
 
     def __iter__(self) -> Iterator[Sample]:
-        """Raises ImageError, in strict mode, for the first image or mask that can't be used."""
+        """Raises ImageError for the first image or mask that makes it stop, see `__init__`."""
         readings, self._started = self._started or self._begun(), None
         with closing(readings):
             for item, future in readings:
@@ -134,7 +143,7 @@ class ImageLoader:
     def _read(self, item: Item) -> tuple[Sample, ImageError | None]:
         """A sample, and what is wrong with its mask."""
         start = time.perf_counter()
-        image = read_image(item.path)
+        image = _patiently(read_image, item.path)
         transform = self.transform.posed(item.path)
         pixels = np.array(transform.image(image))
         mask, outside, problem = None, False, None
@@ -151,7 +160,7 @@ class ImageLoader:
             return np.zeros(transform.size, dtype=bool) if item.defect == GOOD else None, False
         if not os.path.isfile(item.mask):
             raise ImageError(f"no mask for {item.path}: expected {item.mask}")
-        mask = read_mask(item.mask, item.frame)
+        mask = _patiently(read_mask, item.mask, item.frame)
         if abs(mask.width * image.height - mask.height * image.width) > max(mask.size + image.size):
             raise ImageError(
                 f"the mask {item.mask} is {mask.width} x {mask.height} pixels, another shape than its image"
@@ -164,7 +173,7 @@ class ImageLoader:
         try:
             sample, problem = future.result()
         except ImageError as error:
-            if self.strict:
+            if self._stops(error):
                 raise
             self.failures[item.path] = error
             log.warning("skipped: %s", error)
@@ -172,10 +181,25 @@ class ImageLoader:
         if sample.item.anomalous and sample.mask is None:
             self.unmasked += 1
         if problem is not None:
-            if self.strict:
+            if self._stops(problem):
                 raise problem
             log.warning("mask not used: %s", problem)
         return sample
+
+    def _stops(self, error: ImageError) -> bool:
+        return self.strict or (error.of_machine and not self.skip_faults)
+
+
+def _patiently(read: Callable[..., T], *arguments: object) -> T:
+    """What a function reads; what is no fault of the image is tried again for a while."""
+    for pause in _PAUSES:
+        try:
+            return read(*arguments)
+        except ImageError as error:
+            if not error.of_machine:
+                raise
+        time.sleep(pause)
+    return read(*arguments)
 
 
 def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -161,7 +161,9 @@ def _agreement(reference: Padim, exact: NDArray[np.float32], found: Padim, round
         [thresholds.is_anomalous(score) for score in scores]
         for thresholds, scores in ((_thresholds(reference), exact), (_thresholds(found), rounded))
     ]
-    changes = np.abs(rounded / exact - 1)
+    assert reference.calibration is not None  # as of all fits to more than two images
+    floor = reference.calibration.scores[0]  # below that are rounding errors
+    changes = np.abs(rounded.clip(min=floor) / exact.clip(min=floor) - 1)
     return Agreement(
         len(exact),
         correlation,

@@ -175,7 +175,7 @@ def _parsed(header: dict[str, Any]) -> dict[str, Any]:
             raise ValueError("calibration")
         if pixels is not None and pixels.shape != PIXEL_RATES.shape:
             raise ValueError("pixels")
-        calibration = Calibration(np.sort(scores), pixels)
+        calibration = Calibration(scores, pixels)
     config = configuration(header["config"]).from_dict(header["config"])
     alignment = None
     if config.align != "none":

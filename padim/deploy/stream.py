@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -18,6 +21,12 @@ from padim.errors import ImageError, PadimError
 from padim.pipeline.predict import Prediction
 
 log = logging.getLogger(__name__)
+
+# Bytes of a line of a record, which is no record if it has a longer one.
+_LONGEST_LINE = 2**20
+
+# A link is not followed, and a pipe not waited for.
+_NEITHER_LINK_NOR_PIPE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 # Images that are taken on at a time, so that a long queue is neither held nor waited for.
 _AT_ONCE = 64
@@ -41,16 +50,18 @@ class Record:
         """The record at a path, whose lines are read if there are any; a broken last one is passed over.
 
         Raises:
-            PadimError: it can't be read or written, or is another kind of file.
+            PadimError: it can't be read or written, is another kind of file, or another process writes to it.
         """
         self.path = path
         self._done: set[int] = set()
         try:
-            if path.exists():
-                self._read()
             self._open()
+            self._read()
         except OSError as error:
             raise self._problem(error) from error
+        except PadimError:
+            self._file.close()
+            raise
 
     def __len__(self) -> int:
         return len(self._done)
@@ -76,19 +87,31 @@ class Record:
         self._done.add(_key(line))
 
     def _read(self) -> None:
-        with self.path.open("rb") as lines:
-            for number, text in enumerate(lines):
-                if number == 0 and not text.startswith(b"{"):
-                    raise PadimError(f"{self.path} is no record of images: choose another file with --record")
-                with suppress(ValueError, KeyError, TypeError, RecursionError):  # cut off, or not one of ours
-                    self._done.add(_key(json.loads(text)))
+        self._file.seek(0)
+        text = b"\n"
+        for text in iter(partial(self._file.readline, _LONGEST_LINE), b""):
+            if len(text) == _LONGEST_LINE or (self._file.tell() == len(text) and not text.startswith(b"{")):
+                raise PadimError(f"{self.path} is no record of images: choose another file with --record")
+            with suppress(ValueError, KeyError, TypeError, RecursionError):  # cut off, or not one of ours
+                self._done.add(_key(json.loads(text)))
+        if not text.endswith(b"\n"):  # whoever wrote the last line was killed
+            self._file.write(b"\n")
 
     def _open(self) -> None:
-        self._file = self.path.open("ab+")
-        if self._file.tell() > 0:
-            self._file.seek(-1, os.SEEK_END)
-            if self._file.read() != b"\n":  # whoever wrote the last line was killed
-                self._file.write(b"\n")
+        """Open the file itself, for this process alone: others may be able to put links, pipes and devices there."""
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NEITHER_LINK_NOR_PIPE, 0o666)
+        self._file = os.fdopen(descriptor, "ab+")
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "it is not a regular file")
+            with suppress(ImportError):  # on Windows, which has no such locks
+                import fcntl
+
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            busy = isinstance(error, BlockingIOError)
+            raise OSError(errno.EBUSY, "another padim-predict --watch writes to it") if busy else error from error
 
     def _problem(self, error: OSError) -> PadimError:
         reason = error.strerror or error

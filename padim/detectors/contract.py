@@ -299,7 +299,10 @@ def _calibration(tensors: Mapping[str, Tensor], images: int) -> Calibration | No
     count = tensors["normal.scores"].numel()  # that of the images, unless one was gone before the second pass
     scores: NDArray[np.float32] = take(tensors, "normal.scores", min(max(1, count), images)).numpy()
     has_pixels = "normal.pixels" in tensors
-    return Calibration(scores, take(tensors, "normal.pixels", len(PIXEL_RATES)).numpy() if has_pixels else None)
+    try:
+        return Calibration(scores, take(tensors, "normal.pixels", len(PIXEL_RATES)).numpy() if has_pixels else None)
+    except ValueError as error:
+        raise PadimError(f"a damaged model: {error}") from error
 
 
 def _alignment_tensors(alignment: Alignment) -> dict[str, Tensor]:

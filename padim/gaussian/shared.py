@@ -91,6 +91,10 @@ class Gaussian(nn.Module):
         factorise(factors)
         return cls(mean, [row[:-1] for row in factors], [row[-1] for row in factors])
 
+    def largest_mean(self) -> float:
+        """The largest norm |m| of a position."""
+        return float(_squared_norms([mean.mT for mean in self.mean]).max().sqrt())
+
     def squared_distances(self, features: Sequence[Tensor]) -> Tensor:
         """q `[cells, n]` on the finest grid, of features `[cells_i, d_i, n]`."""
         return _squared_norms(self._whiten(features))

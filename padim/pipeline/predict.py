@@ -113,7 +113,9 @@ def predict(
     rate = scorer.provenance.false_alarm_rate
     thresholds = thresholds or Thresholds.calibrated(scorer.calibration, rate)
     transform = Transform.of(dataclasses.replace(scorer.config, rotation=0.0))
-    loader = ImageLoader(_items(images), transform, workers=workers, strict=strict, keep_originals=keep_originals)
+    loader = ImageLoader(
+        _items(images), transform, workers=workers, strict=strict, keep_originals=keep_originals, skip_faults=True
+    )
     with Stopwatch(scorer) if timing else nullcontext() as stopwatch:
         for batch in batched(tracked(loader, "predict", progress), batch_size or scorer.config.batch_size):
             yield from _predicted(scorer, batch, transform, thresholds, stopwatch)

@@ -160,6 +160,8 @@ def train_category(
     batches = LoaderBatches(loader, category.name, config, progress)
     fit = detector.fit(batches, options, tests=_labelled(held_out, config.batch_size), progress=progress)
     skipped = distributed.total(loader.skipped)
+    whole = skipped + (detector.provenance.skipped if update_from else 0)
+    detector.provenance = dataclasses.replace(detector.provenance, skipped=whole)
     scored, trimmed = _scored_images(category.train, loader.failures, fit)
     path = None
     if folder and distributed.rank() == 0:
@@ -203,11 +205,13 @@ class LoaderBatches:
     """The images of a loader in batches `[n, 3, h, w]`, which can be gone through again.
 
     Attributes:
+        images: how many there are, unless some can't be read.
         passes: how often they were gone through.
     """
 
     def __init__(self, loader: ImageLoader, name: str, config: BaseConfig, progress: OnProgress) -> None:
         self._loader, self._name, self._size, self._progress = loader, name, config.batch_size, progress
+        self.images = len(loader)
         self.passes = 0
 
     def __len__(self) -> int:

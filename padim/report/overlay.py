@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
 
 _OPACITY = 0.5
 
+# Of a picture: drawing it takes some 40 bytes per pixel.
+_MOST_PIXELS = 12_000_000
+
 
 def overlay(image: Image.Image, anomaly_map: NDArray[np.floating], seen: Box, scale: ColourScale) -> Image.Image:
-    """The image at its own size under its heatmap.
+    """The image at its own size, or a whole fraction of it if it is very large, under its heatmap.
 
     Args:
         image: RGB, any size.
@@ -29,6 +33,9 @@ def overlay(image: Image.Image, anomaly_map: NDArray[np.floating], seen: Box, sc
         seen: that part, in pixels of the image; it is framed where it is not the whole image, and the rest is grey.
         scale: the colours.
     """
+    by = reduction(image.size)
+    if by > 1:
+        image, seen = image.reduce(by), reduced(seen, by)
     result = Image.blend(image, Image.new("RGB", image.size, GREY), _OPACITY)
     part = image.crop(seen)
     result.paste(heatmap(part, anomaly_map, scale), seen[:2])
@@ -36,6 +43,17 @@ def overlay(image: Image.Image, anomaly_map: NDArray[np.floating], seen: Box, sc
         ImageDraw.Draw(result).rectangle((seen.left - 1, seen.top - 1, seen.right, seen.bottom), outline=GREY)
     _draw_colour_bar(result, scale)
     return result
+
+
+def reduction(size: tuple[int, int]) -> int:
+    """What the sides of an image of a width and height are divided by, so that pictures of it fit into memory."""
+    return math.ceil(math.sqrt(size[0] * size[1] / _MOST_PIXELS))
+
+
+def reduced(box: Box, by: int) -> Box:
+    """A part of an image whose sides are divided by a number; never empty."""
+    left, top, right, bottom = box.left // by, box.top // by, -(-box.right // by), -(-box.bottom // by)
+    return Box(left, top, right, bottom)
 
 
 def heatmap(image: Image.Image, anomaly_map: NDArray[np.floating], scale: ColourScale) -> Image.Image:

@@ -59,10 +59,10 @@ def _pictures(prediction: Prediction, scale: ColourScale) -> dict[str, Image.Ima
     assert sample.original is not None
     assert seen is not None
     assert a_map is not None
-    part = sample.original.crop(seen)
-    larger = _SIDE / max(part.size)
-    size = max(1, round(part.width * larger)), max(1, round(part.height * larger))
-    image = part.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
+    width, height = seen.right - seen.left, seen.bottom - seen.top
+    larger = _SIDE / max(width, height)
+    size = max(1, round(width * larger)), max(1, round(height * larger))
+    image = sample.original.resize(size, Image.Resampling.BILINEAR, box=seen, reducing_gap=3.0)
     truth = None if sample.mask is None else np.asarray(Image.fromarray(sample.mask).resize(size))
     predicted = predicted_mask(prediction, size)
     pictures = {"image": image, "anomaly map": heatmap(image, a_map, scale)}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from padim.data.transform import Box
 from padim.report.colours import ColourScale
-from padim.report.overlay import overlay, predicted_mask
+from padim.report.overlay import overlay, predicted_mask, reduction
 from padim.report.panel import panel
 from padim.report.raw import save_npy, save_png16
 from padim.storage.files import atomic_write
@@ -74,9 +74,11 @@ class Pictures:
 
 def _mask(prediction: Prediction, size: tuple[int, int], seen: Box) -> Image.Image:
     """White where an image of a width and height is anomalous, black elsewhere and all over a normal image."""
-    mask, part = Image.new("L", size), predicted_mask(prediction, (seen.right - seen.left, seen.bottom - seen.top))
+    mask, by = Image.new("L", size), reduction(size)
+    width, height = seen.right - seen.left, seen.bottom - seen.top
+    part = predicted_mask(prediction, (-(-width // by), -(-height // by)))
     if part is not None:
-        mask.paste(Image.fromarray(part).convert("L"), seen[:2])
+        mask.paste(Image.fromarray(part).convert("L").resize((width, height), Image.Resampling.NEAREST), seen[:2])
     return mask
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from padim.errors import PadimError
 from padim.gaussian.blocks import Blocks
 from padim.gaussian.moments import Moments
 from padim.gaussian.shared import Gaussian
@@ -31,6 +32,8 @@ def read_gaussian(tensors: Mapping[str, Tensor], sizes: Sizes) -> Gaussian:
         PadimError: a tensor is missing, or isn't as it has to be.
     """
     factors = _blocks(tensors, "factor", sizes, STORAGES.values())
+    if not all(bool((row[-1].diagonal(dim1=1, dim2=2) > 0).all()) for row in factors):
+        raise PadimError("a damaged model: a factor has a diagonal that is not positive")
     return Gaussian(_columns(tensors, "mean", sizes), [row[:-1] for row in factors], [row[-1] for row in factors])
 
 

@@ -45,8 +45,9 @@ Where pixels are ignored:
 | ------------------ | ---------------------- | ----------------------------------------------------- |
 | `ignored`          | [h, w], uint8          | 1 where fit and scores do not depend on the pixel     |
 
-The metadata has one entry, `padim`: a JSON object of `version` (2), `config` (`method` and the fields of its
-configuration) and `about` (those of `Provenance`). The same model makes the same bytes. No file is ever unpickled.
+The metadata has two entries: `padim`, a JSON object of `version` (2), `config` (`method` and the fields of its
+configuration) and `about` (those of `Provenance`), and `sha256`, the digest of all tensors, which older files lack. The
+same model makes the same bytes. No file is ever unpickled.
 """
 
 from __future__ import annotations
@@ -88,8 +89,9 @@ def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor],
     Raises:
         PadimError: the file can't be read, is damaged, is not a model, or of another version or method.
     """
-    with _opened(path) as (file, header):
-        tensors = tensorfile.tensors(file)
+    with _explained(path):
+        tensors, metadata = tensorfile.read(path)
+        header = _header(path, metadata)
         method = header["config"].get("method", "padim")
         if method != configuration.method:
             raise PadimError(f"{path} is a model of the method {method}: padim.detectors.registry.load reads any")
@@ -124,20 +126,30 @@ def has_moments(path: Path) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """A model file and its header; what goes wrong with either, in here or with the caller, becomes an error."""
-    try:
+    """A model file and its header, of which little is read."""
+    with _explained(path):
         path.open("rb").close()  # safetensors names no path and no reason in its errors
         with tensorfile.opened(path) as file:
-            metadata = file.metadata() or {}
-            if "padim" not in metadata:
-                raise PadimError(f"{path} is not a padim model: train one with padim-train")
-            header = json.loads(metadata["padim"])
-            if header["version"] != FORMAT_VERSION:
-                raise PadimError(
-                    f"{path} has format version {header['version']}, this program reads version {FORMAT_VERSION}:"
-                    " train it again, or use the padim that wrote it"
-                )
-            yield file, header
+            yield file, _header(path, file.metadata() or {})
+
+
+def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if "padim" not in metadata:
+        raise PadimError(f"{path} is not a padim model: train one with padim-train")
+    header: dict[str, Any] = json.loads(metadata["padim"])
+    if header["version"] != FORMAT_VERSION:
+        raise PadimError(
+            f"{path} has format version {header['version']}, this program reads version {FORMAT_VERSION}:"
+            " train it again, or use the padim that wrote it"
+        )
+    return header
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What goes wrong within with a model file becomes an error."""
+    try:
+        yield
     except OSError as error:
         raise PadimError(f"can't read the model {path}: {error.strerror or error}") from error
     except SafetensorError as error:

@@ -1,12 +1,18 @@
-"""Tensors in one file, in the format of safetensors, which holds no code."""
+"""Tensors in one file, in the format of safetensors, which holds no code.
+
+The metadata has a `sha256` of all tensors, by which a file that was damaged or is being overwritten gives itself away.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -14,6 +20,8 @@ from torch import Tensor
 
 from padim.errors import PadimError
 from padim.storage.files import atomic_write, utf8_path
+
+_DIGEST = "sha256"
 
 # How the large tensors may be kept in a file.
 STORAGES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -27,21 +35,41 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """
     with atomic_write(path) as temporary:
         try:
-            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, dict(metadata))
+            whole = {key: value.contiguous().cpu() for key, value in tensors.items()}
+            save_file(whole, temporary, {**metadata, _DIGEST: _digest(whole)})
         except SafetensorError as error:  # how it reports a full disk
             raise OSError(str(error)) from error
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A file to read from, as `safetensors.safe_open` gives it, with its errors."""
+    """A file of which little is read, as `safetensors.safe_open` gives it, with its errors."""
     with utf8_path(path) as readable, safe_open(readable, framework="pt") as file:
         yield file
 
 
-def tensors(file: Any) -> dict[str, Tensor]:
-    """All tensors of a file that is `opened`, on the CPU."""
-    return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a file and its metadata, in memory of their own: whatever becomes of the file, they stay.
+
+    Raises:
+        OSError, SafetensorError, ValueError: it can't be read, or is damaged.
+    """
+    content = path.read_bytes()
+    tensors: dict[str, Tensor] = safetensors.torch.load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    if metadata.get(_DIGEST, digest := _digest(tensors)) != digest:
+        raise SafetensorError("its tensors are not those that were written")
+    return tensors, metadata
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values."""
+    sha = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        sha.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+        sha.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def take(

@@ -19,9 +19,12 @@ def find_device(name: str) -> torch.device:
         PadimError: torch finds no such device.
     """
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        device = torch.empty(0, device=name).device
+    except Exception as error:  # of as many kinds as there are devices that torch was not built for
         raise PadimError(f"torch finds no device {name!r} here: take cpu") from error
+    if device.type == "meta":
+        raise PadimError("the device 'meta' computes nothing: take cpu")
+    return device
 
 
 @contextmanager

@@ -65,4 +65,6 @@ def reset_peak_memory() -> None:
 def lower_priority() -> None:
     """Let another thread, that of the network, have a whole core; only Linux has priorities per thread."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        with suppress(OSError):  # a wish; where the process is nicer already, it would take a right to be less so
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, max(10, os.getpriority(os.PRIO_PROCESS, thread)))

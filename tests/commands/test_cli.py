@@ -154,7 +154,7 @@ def test_damaged_images_are_named_and_counted(run, weights_file, tmp_path):
         (("--category", "texture", "--seed", "x"), "argument --seed: invalid int value: 'x'"),
         (("--category", "texture", "--nonsense"), "unrecognized arguments: --nonsense"),
         (("--category", "texture", "--output", "/dev/null/runs"), "can't write to the folder /dev/null/runs"),
-        (("--category", "texture", "--workers", "0"), "0 is not a number above 0"),
+        (("--category", "texture", "--workers", "0"), "0 is not a number from 1 to 256"),
     ],
     ids=str,
 )

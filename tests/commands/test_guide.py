@@ -28,6 +28,9 @@ NOT_RUN = {
     r"source \.venv/bin/activate": "is for the shell of a user",
     r"bash scripts/\w+\.sh": "sets up an environment of its own",
     r"python (scripts|tests)/.*": "measures for minutes",
+    r"python examples/camera.py .*": "takes a camera, and OpenCV; tests/examples has the tests of examples",
+    r"(PADIM_MODEL=\S+ uvicorn|curl) .*": "serves until it is stopped, and asks that service",
+    r"(apt-get install|cmake|build/padim-score) .*": "takes a compiler and ONNX Runtime's headers",
     r"dask .*": "starts a cluster",
     r"torchrun .*": "starts processes, as test_distributed.py does",
     r"padim-reproduce .* --backend .*": "needs a cluster",
@@ -215,8 +218,9 @@ def known_options():
                 known |= set(action.option_strings)
                 if isinstance(action.choices, dict):
                     parsers += action.choices.values()
-    for script in [*ROOT.glob("scripts/**/*.py"), *ROOT.glob("tests/fuzz/*.py"), *ROOT.glob("tests/soak/*.py")]:
-        known |= options_in(script)
+    for folder in ("scripts/**", "tests/fuzz", "tests/soak", "examples"):
+        for script in ROOT.glob(f"{folder}/*.py"):
+            known |= options_in(script)
     return known
 
 
@@ -225,7 +229,7 @@ def test_every_option_named_exists(known_options, run):
     for page in WITH_LINKS:
         prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         named = re.findall(r"(?<![\w-])--[a-z][a-z-]*", " ".join(re.findall(r"`([^`\n]+)`", prose)))
-        assert set(named) - known <= {"--nproc-per-node"}, page.name
+        assert set(named) - known <= {"--nproc-per-node", "--limit-concurrency"}, page.name
 
 
 def test_every_preset_named_exists():

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
+from oracles import LIMIT, until
 
 from padim.cutpaste.steps import Training
 
@@ -158,4 +160,25 @@ def test_ctrl_c_stops_every_process(data_root, weights_file, tmp_path):
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "interrupted\n")
     assert len(list(tmp_path.glob("results/*/*.json"))) < 20
+    assert not list(tmp_path.glob("results/**/*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["with the first process", "with a result"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_no_process_outlives_its_parent_by_long(number, code, stage, data_root, weights_file, tmp_path):
+    """One that is killed can't end the others: they notice, and those that are just starting once they have."""
+    arguments = ("--ablation", "random100", "--category", "texture", "--data", data_root, "--weights", weights_file)
+    command = [sys.executable, "-m", "padim.cli.reproduce", *arguments, "--seeds", "40", "--jobs", "2"]
+    where = ("--output", tmp_path / "results", "--device", "cpu")
+    process = subprocess.Popen([*map(str, command), *map(str, where)], stderr=subprocess.PIPE)
+    parent = psutil.Process(process.pid)
+    until(lambda: parent.children() if "process" in stage else list(tmp_path.glob("results/*/*.json")), process)
+    others = parent.children(recursive=True)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == code
+    assert err.decode() == ("interrupted\n" if code == 143 else "")
+    _, alive = psutil.wait_procs(others, timeout=LIMIT)
+    assert not alive
     assert not list(tmp_path.glob("results/**/*.tmp"))

@@ -196,6 +196,7 @@ def test_what_the_machine_is_to_blame_for_is_tried_again(model, data_root, tmp_p
             return super().finished(record)
 
     monkeypatch.setattr(images.Image, "open", once_broken)
+    monkeypatch.setattr("padim.data.loader._PAUSES", ())  # or it would have passed at once
     monkeypatch.setattr("padim.deploy.stream.Watch", UntilDone)
     command = ["--model", model, "--watch", folder, "--settle", 0, "--out", tmp_path / "out", "--workers", 1]
     assert main([*map(str, command)]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -130,7 +131,7 @@ def test_an_image_that_goes_between_the_two_passes(data_root, weights_file, tmp_
     monkeypatch.setattr(LoaderBatches, "__iter__", lose_one)
     where = ["--data", tmp_path, "--weights", weights_file, "--output", tmp_path]
     result = run("train", *SMALL, *where, "--json")
-    assert (result.code, result.err.count("\n"), "003.png" in result.err) == (0, 1, True)
+    assert (result.code, result.err.count("\n"), "003.png" in result.err) == (0, 2, True)
     line = run("predict", "--model", tmp_path / "texture/model.safetensors", root / "test/good/000.png")
     assert json.loads(line.out)["false_alarm_rate"] == 1 / 8  # that seven images vouch for
 
@@ -359,3 +360,65 @@ def test_any_name_of_categories_weights_and_models(name, data_root, weights_file
         file.write(identity().SerializeToString())
     with pytest.raises(PadimError, match="is not a padim model: export one"):  # so it was opened
         Runtime.load(exported)
+
+
+# Faults of the machine, which say nothing of an image
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Lets the system refuse to open some images, so many times each."""
+
+    def fail(code, names, times):
+        left, original = dict.fromkeys(names, times), Image.open
+
+        def opened(path, *arguments, **named):
+            name = f"{path.parent.name}/{path.name}"
+            if left.get(name, 0) > 0:
+                left[name] -= 1
+                raise OSError(code, os.strerror(code))
+            return original(path, *arguments, **named)
+
+        monkeypatch.setattr("PIL.Image.open", opened)
+        monkeypatch.setattr("padim.data.loader._PAUSES", (0, 0, 0))
+
+    return fail
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EIO])
+def test_what_passes_costs_no_image(code, failing, run, data_root, weights_file, tmp_path):
+    failing(code, [f"good/{number:03}.png" for number in range(4)], times=3)
+    fit = ["train", *SMALL, "--data", data_root, "--weights", weights_file, "--output", tmp_path, "--device", "cpu"]
+    found = run(*fit, "--eval", "--json")
+    assert found.code == 0
+    assert [json.loads(line)["skipped"] for line in found.out.splitlines()] == [0, 0]
+
+
+def test_a_fault_that_stays_is_an_error_and_no_smaller_training(failing, run, data_root, weights_file, tmp_path):
+    failing(errno.EMFILE, ["good/003.png"], times=1000)
+    fit = ["train", *SMALL, "--data", data_root, "--weights", weights_file, "--output", tmp_path, "--device", "cpu"]
+    found = run(*fit)
+    assert found.code == 2
+    assert "003.png: [Errno 24] Too many open files" in found.err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_prediction_goes_on_after_a_fault_and_says_so(failing, run, data_root, weights_file, tmp_path):
+    fit = ["train", *SMALL, "--data", data_root, "--weights", weights_file, "--output", tmp_path, "--device", "cpu"]
+    assert run(*fit).code == 0
+    failing(errno.EMFILE, ["good/003.png"], times=1000)
+    found = run("predict", "--model", tmp_path / "texture/model.safetensors", data_root / "texture/test")
+    assert found.code == 2
+    assert len(found.out.splitlines()) == len(list((data_root / "texture/test").rglob("*.png"))) - 1
+    assert "skipped: can't read the image" in found.err
+
+
+def test_many_skipped_images_are_spoken_of(run, data_root, weights_file, tmp_path):
+    shutil.copytree(data_root / "texture", tmp_path / "texture")
+    for number in range(2):
+        (tmp_path / f"texture/train/good/{number:03}.png").write_bytes(b"")
+    where = ["--data", tmp_path, "--weights", weights_file, "--output", tmp_path / "runs", "--device", "cpu"]
+    found = run("train", *SMALL, *where)
+    assert found.code == 0
+    assert "2 of 8 images were skipped, so the model is that of the others; --strict stops" in found.err
+    assert Padim.load(tmp_path / "runs/texture/model.safetensors").provenance.skipped == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from padim.calibration import outlying
 from padim.deploy.export import export_onnx
 from padim.deploy.runtime import Runtime
 from padim.detectors.options import FitOptions
+from padim.fitting import TrainingFeatures
 
 
 def images_like(n, seed, size=(64, 64)):
@@ -167,3 +169,29 @@ def test_masks_that_make_no_sense_are_refused(random_weights, mask):
             PadimError, match="only a method with anomaly maps can ignore pixels, and only where images are not moved"
         ):
             detector.ignore(mask)
+
+
+class Features(list):
+    """A list that knows when it is gone."""
+
+    __hash__ = object.__hash__
+
+
+@pytest.mark.parametrize(("announced", "most"), [(0, 3), (3, 3), (4, 1)])
+def test_features_wait_in_memory_only_where_all_can(announced, most, monkeypatch):
+    """Of up to three images; of four images that are announced, none waits for the fourth."""
+    monkeypatch.setattr(fitting, "KEPT_IMAGES", 3)
+    alive, counts = weakref.WeakSet(), []
+
+    def read():
+        for number in range(announced or 4):
+            features = Features([torch.full((1, 1, 1), float(number))])
+            alive.add(features)
+            yield features
+
+    features = TrainingFeatures(read, 1, keep=True, repeatable=True, announced=announced)
+    for group in features:
+        counts.append(len(alive))
+        del group
+    assert max(counts) == most
+    assert [float(group[0]) for group in features] == [*map(float, range(announced or 4))]

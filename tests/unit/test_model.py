@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,9 @@ from safetensors.torch import save_file
 from scipy.spatial.distance import mahalanobis
 
 from padim import Config, Padim, PadimError
+from padim.deploy.export import export_onnx
+from padim.deploy.runtime import Runtime
+from padim.detectors.batches import as_pixels
 from padim.detectors.options import FitOptions
 from padim.embedding import draw_channels, embedding_concat
 from padim.estimate import estimate
@@ -211,9 +215,31 @@ def test_scores_that_are_not_finite_are_an_error_not_a_result(model):
 def test_images_that_never_vary(random_weights):
     constant = torch.full((4, 3, 64, 64), 100, dtype=torch.uint8)
     model = fitted(Padim(SMALL, weights=random_weights), [constant])
-    assert model.calibration.scores.max() == pytest.approx(0, abs=1e-3)
     assert model.score(constant).images.max() == pytest.approx(0, abs=1e-3)
     assert model.score(images_like(1, seed=1)).images.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["constant", "copies", "pairs"])
+def test_training_images_that_are_alike_have_one_verdict_in_every_arithmetic(kind, random_weights, tmp_path):
+    """A threshold just above the rounding errors of one arithmetic would lie below those of another."""
+    train = {
+        "constant": torch.full((8, 3, 64, 64), 100, dtype=torch.uint8),
+        "copies": images_like(1, seed=1).repeat(8, 1, 1, 1),
+        "pairs": images_like(4, seed=1).repeat(2, 1, 1, 1),
+    }[kind]
+    model = fitted(Padim(SMALL, weights=random_weights), [train])
+    model.save(tmp_path / "model.safetensors")
+    export_onnx(model, tmp_path / "model.onnx")
+    scorers = [
+        Runtime.load(tmp_path / "model.onnx"),
+        *(Padim.load(tmp_path / "model.safetensors", precision=name) for name in ("fp32", "bf16", "fp16")),
+    ]
+    threshold = model.calibration.threshold(0.2)
+    different = train[:1].clone()
+    different[:, :, 20:40, 20:40] = 255 - different[:, :, 20:40, 20:40]
+    for scorer in scorers:
+        assert (scorer.score_pixels(as_pixels(train)).images < threshold).all()
+        assert (scorer.score_pixels(as_pixels(different)).images > 2 * threshold).all()
 
 
 # The file
@@ -291,6 +317,10 @@ def rewritten(path, change):
             "'factor.0.0' is not there as finite float32 or",
         ),
         (lambda t, h: t.update(channels=t["channels"] + 0.5), "'channels' is not there as finite int64"),
+        (lambda t, h: t["factor.0.0"].zero_(), "a factor has a diagonal that is not positive"),
+        (lambda t, h: t["normal.scores"].sub_(1e6), "a calibration below 0"),
+        (lambda t, h: t["normal.scores"].neg_(), "a calibration that does not ascend"),
+        (lambda t, h: t.update({"normal.pixels": t["normal.pixels"].flip(0)}), "a calibration that does not ascend"),
         (lambda t, h: h["about"].update(false_alarm_rate=1.5), "metadata can't be understood"),
         (lambda t, h: t["channels"].fill_(-1), "a damaged model"),
         (lambda t, h: t["backbone.bn1.bias"].add_(1), "fitted with other weights"),
@@ -302,6 +332,30 @@ def test_a_changed_file_is_refused_with_the_reason(model_file, change, message):
     with pytest.raises(PadimError, match=message) as error:
         Padim.load(model_file)
     assert str(model_file) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["factor.1.0", "mean.2", "normal.scores", "backbone.conv1.weight"])
+def test_a_bit_that_was_flipped_is_noticed(model_file, name):
+    content = bytearray(model_file.read_bytes())
+    size = int.from_bytes(content[:8], "little")
+    begin, end = json.loads(content[8 : 8 + size])[name]["data_offsets"]
+    content[8 + size + (begin + end) // 2] ^= 1
+    model_file.write_bytes(content)
+    with pytest.raises(PadimError, match=r"is damaged .*: its tensors are not those that were written"):
+        Padim.load(model_file)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda path: path.write_bytes(b"?" * path.stat().st_size), lambda path: os.truncate(path, 0)]
+)
+def test_a_loaded_model_stays_as_it_is_whatever_becomes_of_its_file(change, model, model_file):
+    """Overwritten or cut off in place, as `cp` does it, the file would change what is only mapped from it."""
+    loaded = Padim.load(model_file)
+    change(model_file)
+    test = images_like(2, seed=2)
+    assert torch.equal(loaded.score(test).maps, model.score(test).maps)
+    assert loaded.backbone.weights().keys() == model.backbone.weights().keys()
+    assert all(torch.equal(value, model.backbone.weights()[key]) for key, value in loaded.backbone.weights().items())
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +17,7 @@ from padim.data.loader import Sample
 from padim.data.transform import Box
 from padim.pipeline.predict import Prediction
 from padim.report.colours import ColourScale
+from padim.report.overlay import border
 from padim.report.panel import panel
 from padim.report.pictures import Pictures
 
@@ -93,3 +97,36 @@ def test_the_predicted_mask_has_the_size_of_the_image(prediction, tmp_path):
         pictures.write("part", replace(prediction, thresholds=Thresholds(16.0, 0.01, 5.0)))["mask"]
     ) as mask:
         assert mask.getbbox() is None
+
+
+def test_a_very_large_image_is_drawn_smaller_and_its_mask_is_not(prediction, tmp_path, monkeypatch):
+    pictures = Pictures(tmp_path, SCALE, mask=True)
+    files = pictures.write(tmp_path / "exact", prediction)
+    with Image.open(files["mask"]) as mask:
+        exact = np.asarray(mask)
+    monkeypatch.setattr("padim.report.overlay._MOST_PIXELS", 10_000)
+    files = pictures.write(tmp_path / "reduced", prediction)
+    with Image.open(files["heatmap"]) as heatmap, Image.open(files["mask"]) as mask:
+        assert heatmap.size == (200, 50)
+        mask = np.asarray(mask)
+    assert mask.shape == exact.shape
+    assert exact.any()
+    assert not (mask != exact)[~border(exact > 0)].any()
+
+
+@pytest.mark.slow
+def test_pictures_of_the_largest_image_fit_into_two_gigabytes(tmp_path, weights_file, data_root):
+    from padim.cli.train import main
+
+    where = ["--data", data_root, "--output", tmp_path, "--weights", weights_file, "--device", "cpu"]
+    small = ["--category", "texture", "--size", 64, "--channels", 20]
+    assert main([*map(str, [*small, *where])]) == 0
+    Image.new("RGB", (13_000, 13_000), (120, 90, 200)).save(tmp_path / "large.png")
+    code = "import resource, sys; from padim.cli.predict import main; main(); "
+    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    options = ["--model", tmp_path / "texture/model.safetensors", tmp_path / "large.png", "--device", "cpu"]
+    pictures = ["--out", tmp_path / "out", "--panel", "--mask", "--threshold", 1]
+    command = [sys.executable, "-c", code, *map(str, [*options, *pictures])]
+    line, memory = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert json.loads(line)["verdict"] == "anomalous"
+    assert int(memory) < 2e9

@@ -181,8 +181,7 @@ class Padim(Detector):
 
     def forward(self, images: Tensor) -> Scores[Tensor]:
         """As `Detector.forward`."""
-        maps = self.filled(self._maps(self._fitted().squared_distances(self._features(images))), 0.0)
-        return Scores(image_scores(maps), maps)
+        return self.scores_of(self.embed(images))
 
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tensor]:
@@ -194,19 +193,24 @@ class Padim(Detector):
             PadimError: the images have another size, or are floats outside 0..1.
         """
         with full_float32(self.device):
-            return self._features(self.on_device(images))
+            return self.embed(self.on_device(images))
 
     def _features_of(self, batches: Batches) -> Iterator[list[Tensor]]:
         return rebatch(self.features(images_of(batch)) for batch in batches)
 
-    def _features(self, images: Tensor) -> list[Tensor]:
-        """As `features`, of images on the device."""
+    def embed(self, images: Tensor) -> list[Tensor]:
+        """As `features`, of images on the device: the first half of `forward`."""
         tiles = [self._cells(self.selection(self.backbone(tile))) for tile in self.tiling.cut(self.painted(images))]
         if len(tiles) == 1:
             return tiles[0]
         if self.tiling.models > 1:
             return [torch.cat(level) for level in zip(*tiles, strict=True)]
         return [torch.stack(level, dim=3).flatten(2) for level in zip(*tiles, strict=True)]
+
+    def scores_of(self, features: Sequence[Tensor]) -> Scores[Tensor]:
+        """The scores of features, arranged as in `features`: the second half of `forward`."""
+        maps = self.filled(self._maps(self._fitted().squared_distances(features)), 0.0)
+        return Scores(image_scores(maps), maps)
 
     def _cells(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Maps `[n, d_l, h_l, w_l]`, finest first -> `[cells_i, d_i, n]`, coarse to fine."""

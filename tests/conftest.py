@@ -67,6 +67,21 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def exported(data_root: Path, weights_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `model.safetensors` and `model.onnx` of the category texture."""
+    from padim.cli.export import main as export_main
+    from padim.cli.train import main as train_main
+
+    output = tmp_path_factory.mktemp("exported")
+    where = ["--category", "texture", "--data", data_root, "--weights", weights_file, "--output", output]
+    protocol = ["--resize", 64, "--crop", 64, "--channels", 20, "--batch-size", 4]
+    assert train_main([str(argument) for argument in [*where, *protocol]]) == 0
+    folder = output / "texture"
+    assert export_main(["--model", str(folder / "model.safetensors")]) == 0
+    return folder
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Run a command in this process: run("train", "--category", "texture")."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from padim.config import PRECISIONS
-from padim.errors import PadimError
 from padim.system.machine import cores
 
 if TYPE_CHECKING:
@@ -131,7 +130,15 @@ def add_scoring_options(parser: argparse._ActionsContainer) -> None:
         "--weights", type=Path, metavar="FILE", help="backbone weights, for models saved without (default: download)"
     )
     parser.add_argument(
-        "--precision", choices=PRECISIONS, help="precision of the backbone (default: as the model was trained)"
+        "--precision",
+        choices=PRECISIONS,
+        help="precision of the backbone (default: as the model was trained), or of an exported model (default: fp32)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("onnxruntime", "openvino"),
+        help="what computes an exported model (default: onnxruntime); --device is then cpu (the default), cuda,"
+        " tensorrt, directml or coreml, and with openvino cpu, gpu or npu",
     )
     parser.add_argument("--batch-size", type=positive, metavar="N", help="images at a time (default: as trained)")
 
@@ -156,19 +163,18 @@ def pick_device(name: str) -> str:
 
 
 def scorer_from(options: argparse.Namespace, path: Path) -> Scorer:
-    """A model from its file. Exported ones need no torch.
+    """A model from its file. Exported ones need no torch, and compute on the CPU by default.
 
     Raises:
-        PadimError: it can't be read, or an exported one has options of models of padim-train.
+        PadimError: it can't be read, or an option isn't for it.
     """
     from padim.deploy.runtime import load_scorer
 
     if path.suffix.lower() != ".onnx":
         device = pick_device(options.device)
-        return load_scorer(path, weights=options.weights, device=device, precision=options.precision)
-    if options.weights or options.precision or options.device != "auto":
-        raise PadimError("--weights, --precision and --device are for models of padim-train")
-    return load_scorer(path)
+    else:
+        device = "cpu" if options.device == "auto" else options.device
+    return load_scorer(path, weights=options.weights, engine=options.engine, device=device, precision=options.precision)
 
 
 def finite(text: str) -> float:

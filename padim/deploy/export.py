@@ -12,52 +12,40 @@ quantiles of `padim.calibration`, or null, `alignment`, what moves images into t
 the graph (`padim.poses.alignment`), or null, and `ignored`, the bits of the pixels that scores do not depend on, in
 base64, or null; the graph paints these pixels over, and its maps are 0 there. Tensors beyond what one ONNX file can
 hold, 2 GiB, lie in a second one beside it, which bears its name, a digest and `.data`.
+
+With storage `int8`, convolutions stand between `QuantizeLinear` and `DequantizeLinear`: see `padim.deploy.quantise`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import re
-import warnings
 from base64 import b64encode
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from padim.deploy.graph import check_packages, graph_of, halve
 from padim.deploy.runtime import EXPORT_VERSION, Runtime
-from padim.detectors.batches import as_pixels
+from padim.detectors.batches import Batches, as_pixels
 from padim.detectors.contract import Detector
 from padim.detectors.options import FitOptions
 from padim.errors import PadimError
 from padim.storage.files import atomic_write
 from padim.weights import digest
 
+if TYPE_CHECKING:
+    from padim.deploy.quantise import Agreement
+
 # How far ONNX Runtime may lie from torch, relative to the largest distance.
 TOLERANCE = 1e-3
 
 # Bytes of tensors in one file; protobuf's limit is 2 GiB, and the graph takes some of it.
 LARGEST_FILE = 2**31 - 2**24
-
-# Tensors of fewer numbers stay in float32: they are next to nothing.
-_FEW = 1024
-
-
-class _Outputs(nn.Module):
-    """A fitted detector as a function from images to the outputs above."""
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Image scores `[n]` of uint8 images `[n, 3, h, w]`, and maps `[n, h, w]` where there are any."""
-        scores = self.detector(images)
-        return (scores.images,) if scores.maps is None else (scores.images, scores.maps)
 
 
 class Exported(NamedTuple):
@@ -67,35 +55,45 @@ class Exported(NamedTuple):
         files: the ONNX file, and the second one where there is one.
         largest_difference: between the maps, or scores, of ONNX Runtime and of torch on random images, relative to
             the largest distance.
+        agreement: of an int8 model with the one in float32.
     """
 
     files: list[Path]
     largest_difference: float
+    agreement: Agreement | None = None
 
 
-def export_onnx(model: Detector, path: Path, storage: str = "fp32") -> Exported:
+def export_onnx(model: Detector, path: Path, storage: str = "fp32", images: Batches = ()) -> Exported:
     """Write a fitted detector as ONNX, whole or not at all, once ONNX Runtime agrees with it.
 
     Args:
         model: on the CPU.
         path: where to; by convention `model.onnx`.
-        storage: `fp32`, or `fp16` for half as many bytes; the arithmetic is float32 either way.
+        storage: `fp32`, or `fp16` for half as many bytes with the arithmetic in float32, or `int8` for a network that
+            computes in int8.
+        images: for `int8`, normal images in batches, such as the training images; `padim.deploy.quantise` fits the
+            Gaussians anew to them.
 
     Raises:
-        PadimError: a package is missing, the file can't be written, or the difference is above `TOLERANCE`.
+        PadimError: a package is missing, the file can't be written, or the difference is above `TOLERANCE`; with
+            `int8`, as `padim.deploy.quantise.quantised`.
     """
-    try:
-        import onnx_ir
-        import onnxscript  # noqa: F401 (torch's exporter needs it)
-    except ImportError as error:
-        raise PadimError("exporting needs more packages: pip install 'padim-toolkit[onnx]'") from error
+    check_packages()
+    import onnx_ir
 
+    agreement = None
     height, width = model.config.image_size
-    images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    graph = _graph(model, images)
+    noise = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    if storage == "int8":
+        from padim.deploy.quantise import quantised  # which takes these packages
+
+        model, graph, agreement = quantised(model, noise, images)
+    else:
+        names = ["scores", "maps"][: 1 + model.has_maps]
+        graph = graph_of(model, lambda images: model(images)[:2], {"images": noise}, names)
     graph.metadata_props["padim"] = json.dumps(_header(model))
     if storage == "fp16":
-        _halve(graph)
+        halve(graph)
     tensors = (value.const_value for value in graph.graph.initializers.values())
     beside = None
     if sum(tensor.nbytes for tensor in tensors) > LARGEST_FILE:
@@ -103,7 +101,7 @@ def export_onnx(model: Detector, path: Path, storage: str = "fp32") -> Exported:
         beside = path.with_name(f"{path.name}.{storage}-{content[:16]}.data")
     with atomic_write(path) as temporary:
         onnx_ir.save(graph, temporary, format="protobuf", external_data=beside and beside.name)
-        difference = _difference(model, temporary, images)
+        difference = _difference(model, temporary, noise)
         if not difference <= TOLERANCE:
             raise PadimError(
                 f"ONNX Runtime differs from torch by {difference:.1e}, more than {TOLERANCE:g}: not written;"
@@ -112,53 +110,9 @@ def export_onnx(model: Detector, path: Path, storage: str = "fp32") -> Exported:
         if beside:
             temporary.with_name(beside.name).replace(beside)
     for old in path.parent.iterdir():  # of what this file replaces
-        if old != beside and re.fullmatch(rf"{re.escape(path.name)}\.fp(32|16)-[0-9a-f]{{16}}\.data", old.name):
+        if old != beside and re.fullmatch(rf"{re.escape(path.name)}\.(fp32|fp16|int8)-[0-9a-f]{{16}}\.data", old.name):
             old.unlink()
-    return Exported([path, beside] if beside else [path], difference)
-
-
-def _graph(model: Detector, images: Tensor) -> Any:
-    """The detector as onnx_ir has it."""
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's remarks are for its authors
-        logging.getLogger("onnxscript").setLevel(logging.ERROR)
-        outputs = _Outputs(model).eval()
-        program = torch.onnx.export(
-            outputs,
-            (images,),
-            dynamo=True,
-            input_names=["images"],
-            output_names=["scores", "maps"][: len(outputs(images))],
-            dynamic_shapes={"images": {0: torch.export.Dim("n")}},
-            verbose=False,
-        )
-    assert program is not None
-    # The exporter notes the lines of code behind every node, with the paths they have on this machine.
-    return ClearMetadataAndDocStringPass()(program.model).model
-
-
-def _halve(model: Any) -> None:
-    """Keep large tensors in half precision, with a cast to float32 behind each; those that overflow stay."""
-    import onnx_ir
-
-    graph = model.graph
-    for name, value in list(graph.initializers.items()):
-        tensor = value.const_value
-        if tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < _FEW:
-            continue
-        with np.errstate(over="ignore"):
-            half = tensor.numpy().astype(np.float16)
-        if not np.isfinite(half).all():
-            continue
-        stored = onnx_ir.val(f"{name}.fp16", const_value=onnx_ir.tensor(half, name=f"{name}.fp16"))
-        cast = onnx_ir.node("Cast", [stored], {"to": onnx_ir.DataType.FLOAT.value})
-        cast.outputs[0].name = f"{name}.fp32"
-        value.replace_all_uses_with(cast.outputs[0])
-        del graph.initializers[name]
-        graph.register_initializer(stored)
-        graph.insert_before(graph[0], cast)
+    return Exported([path, beside] if beside else [path], difference, agreement)
 
 
 def _header(model: Detector) -> dict[str, object]:

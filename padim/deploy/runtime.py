@@ -1,4 +1,4 @@
-"""Scoring with an exported model: NumPy, Pillow and ONNX Runtime, without torch."""
+"""Scoring with an exported model: NumPy, Pillow and an engine, without torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from PIL import Image
 from padim.calibration import PIXEL_RATES, Calibration
 from padim.config import BaseConfig
 from padim.data.transform import Transform
+from padim.deploy.engines import Session, open_session
 from padim.detectors.registry import configuration, load
 from padim.detectors.scores import NumpyScores, Scorer, Scores, score_aligned
 from padim.errors import PadimError, first_line
-from padim.storage.files import utf8_path
 from padim.storage.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Runtime:
     """An exported model.
 
     Attributes:
-        session: ONNX Runtime's.
+        session: its graph.
         config: the protocol that it was fitted with.
         provenance: where it comes from.
         dimensions: of the space of the distances.
@@ -44,7 +44,7 @@ class Runtime:
         ignored: the pixels `[h, w]` that scores do not depend on, if there are some.
     """
 
-    session: Any
+    session: Session
     config: BaseConfig
     provenance: Provenance
     dimensions: int
@@ -53,39 +53,36 @@ class Runtime:
     ignored: NDArray[np.bool_] | None
 
     @classmethod
-    def load(cls, path: Path | str, threads: int = 0) -> Runtime:
-        """A model from the file that `padim-export` wrote; 0 threads are as many as there are cores.
+    def load(
+        cls,
+        path: Path | str,
+        threads: int = 0,
+        *,
+        engine: str = "onnxruntime",
+        device: str = "cpu",
+        precision: str = "fp32",
+    ) -> Runtime:
+        """A model from the file that `padim-export` wrote.
+
+        Args:
+            path: the file.
+            threads: on the CPU; 0 are as many as there are cores.
+            engine: `onnxruntime` or `openvino`.
+            device: where to compute, in the terms of `open_session`.
+            precision: of the arithmetic, likewise.
 
         Raises:
-            PadimError: the file can't be read, is damaged, or is something else; or ONNX Runtime is missing.
+            PadimError: the file can't be read, is damaged, or is something else; or the engine, the device or the
+                precision is not to be had here.
         """
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise PadimError("exported models need ONNX Runtime: pip install onnxruntime") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # errors are raised, and said once
-        try:
-            Path(path).open("rb").close()
-            providers = ["CPUExecutionProvider"]  # nor to be said on stdout, as trying again would be
-            with utf8_path(Path(path)) as opened:
-                session = onnxruntime.InferenceSession(opened, options, providers=providers, enable_fallback=False)
-            header = session.get_modelmeta().custom_metadata_map.get("padim")
-        except OSError as error:
-            raise PadimError(f"can't read the model {path}: {error.strerror or error}") from error
-        except Exception as error:  # its classes are not public
-            raise PadimError(
-                f"{path} is damaged, not an ONNX model, or without the .data file that was written beside it"
-            ) from error
-        if header is None:
+        session = open_session(Path(path), engine=engine, device=device, precision=precision, threads=threads)
+        if session.header is None:
             raise PadimError(f"{path} is not a padim model: export one with padim-export")
         try:
-            runtime = cls(session, **_parsed(json.loads(header)))
-            sizes = {value.name: value.shape[2:] for value in session.get_inputs()}
-            if sizes != {"images": list(runtime.config.image_size)}:
+            runtime = cls(session, **_parsed(json.loads(session.header)))
+            if session.sizes != {"images": list(runtime.config.image_size)}:
                 raise ValueError("image size")
-            if "scores" not in [value.name for value in session.get_outputs()]:
+            if "scores" not in session.outputs:
                 raise ValueError("scores")
             return runtime
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError) as error:
@@ -94,7 +91,7 @@ class Runtime:
     @property
     def has_maps(self) -> bool:
         """Whether there are anomaly maps, or image scores only."""
-        return any(output.name == "maps" for output in self.session.get_outputs())
+        return "maps" in self.session.outputs
 
     @property
     def transform(self) -> Transform:
@@ -121,7 +118,7 @@ class Runtime:
         shapes = {"scores": pixels.shape[:1], "maps": pixels.shape[:3]}
         names = [name for name in shapes if name == "scores" or self.has_maps]
         try:
-            found = dict(zip(names, self.session.run(names, {"images": pixels.transpose(0, 3, 1, 2)}), strict=True))
+            found = dict(zip(self.session.outputs, self.session.run(pixels.transpose(0, 3, 1, 2)), strict=True))
             usable = all(found[name].shape == shapes[name] and np.isfinite(found[name]).all() for name in names)
         except Exception as error:  # its classes are not public
             raise PadimError(f"the model can't score these images: {first_line(error)}") from error
@@ -138,15 +135,25 @@ class Runtime:
 
 
 def load_scorer(
-    path: Path | str, *, weights: Weights | None = None, device: str = "cpu", precision: str | None = None
+    path: Path | str,
+    *,
+    weights: Weights | None = None,
+    engine: str | None = None,
+    device: str = "cpu",
+    precision: str | None = None,
 ) -> Scorer:
     """A model from any file: an exported one, which takes no torch, where the suffix is `.onnx`, else a detector.
 
     Raises:
-        PadimError: as `Runtime.load`, or as `padim.detectors.registry.load`.
+        PadimError: as `Runtime.load`, or as `padim.detectors.registry.load`; or an exported model has `weights`, or
+            a detector an `engine`.
     """
     if Path(path).suffix.lower() == ".onnx":
-        return Runtime.load(path)
+        if weights is not None:
+            raise PadimError("--weights is for models of padim-train: an exported one has its own")
+        return Runtime.load(path, engine=engine or "onnxruntime", device=device, precision=precision or "fp32")
+    if engine is not None:
+        raise PadimError("--engine is for exported models, of padim-export")
     return load(path, weights=weights, device=device, precision=precision)
 
 

@@ -79,7 +79,7 @@ class SumOfMaps(_AllChannels):
         if not self.gaussians:
             raise PadimError("the model isn't fitted: call fit")
         maps = torch.zeros(len(images), *self.config.image_size, device=self.device)
-        for i, features in enumerate(self._features(images)):
+        for i, features in enumerate(self.embed(images)):
             distances = self.gaussians[i].squared_distances([features]).sqrt()
             maps += self.anomaly_maps[i](self.pyramid.to_map(distances, i))
         return Scores(image_scores(maps), maps)
@@ -106,7 +106,7 @@ class PcaPadim(_AllChannels):
 
     def forward(self, images: Tensor) -> Scores[Tensor]:
         """As `Padim.forward`."""
-        maps = self._maps(self._fitted().squared_distances([project(self._features(images), self.axes)]))
+        maps = self._maps(self._fitted().squared_distances([project(self.embed(images), self.axes)]))
         return Scores(image_scores(maps), maps)
 
 

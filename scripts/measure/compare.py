@@ -34,7 +34,7 @@ def main() -> None:
 def differences(models: list[Path], images: Path) -> dict[str, float]:
     """The largest differences between two models on the images of a folder, and the number of different verdicts."""
     device = pick_device("auto")
-    scorers = [load_scorer(path, device=device) for path in models]
+    scorers = [load_scorer(path, device="cpu" if path.suffix == ".onnx" else device) for path in models]
     if not all(scorer.has_maps for scorer in scorers):
         raise PadimError("a model scores whole images and has no maps to compare")
     maps, scores, verdicts = [], [], []

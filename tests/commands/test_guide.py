@@ -38,6 +38,7 @@ NOT_RUN = {
     r"padim-reproduce --preset cutpaste-.*": "makes hundreds of steps of training",
     r"padim-\w+ .*(mindspore-wr50|pytorch-wr50).*": "takes the weights of WideResNet50-2",
     r"padim-train .*--backbone (torchvision|timm):.*": "takes the weights of other networks",
+    r"padim-\w+ .*--engine openvino.*": "takes a package that the tests do without",
     r"padim-train .*--preset cutpaste-.* --eval.*": "makes 500 steps of training",
     r"padim-train .*--size (512 768|1024 .*|2048 .*)": "takes large images",
 }

@@ -67,15 +67,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-eval") -> in
     models = _models(options)
     options.detailed = options.verbose or len(models) == 1
     results: list[dict[str, Any]] = []
-    failures, cropped, done = Failures(), False, dict[str, Path]()
+    failures, cropped = Failures(), False
     with progress_bars() as progress:
         for path, named in models.items():
             with failures.caught(named or str(path)):
                 model = scorer_from(options, path)
                 name = named or model.provenance.category
-                if name in done:
-                    raise PadimError(f"{done[name]} is of this category, too: evaluate one model at a time")
-                done[name] = path
                 category = _category(options, name, path.parent)
                 check_tests(category, options)
                 results += evaluated(model, category, options, progress, options.batch_size)

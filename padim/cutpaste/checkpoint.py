@@ -99,7 +99,7 @@ class Checkpoint:
             return
         rows = [(dataclasses.asdict(row.step), row.test_auroc) for row in self.steps]
         header = {"run": self.run, "values": dict(values), "rows": rows}
-        tensorfile.write(self.folder / CHECKPOINT, tensors, {"padim-checkpoint": json.dumps(header)})
+        tensorfile.write(self.folder / CHECKPOINT, tensors, "padim-checkpoint", header)
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Take the log of the checkpoint over; gives its tensors and values, or None where there is no checkpoint.
@@ -114,6 +114,7 @@ class Checkpoint:
         try:
             tensors, metadata = tensorfile.read(path)
             header = json.loads(metadata["padim-checkpoint"])
+            tensorfile.verify(tensors, header)
             self.steps = [_logged_step(step, auroc) for step, auroc in header["rows"]]
             done = len(self.steps)
             if [row.step.step for row in self.steps] != [*range(1, done + 1)] or header["values"]["step"] != done:

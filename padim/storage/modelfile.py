@@ -45,8 +45,8 @@ Where pixels are ignored:
 | ------------------ | ---------------------- | ----------------------------------------------------- |
 | `ignored`          | [h, w], uint8          | 1 where fit and scores do not depend on the pixel     |
 
-The metadata has two entries: `padim`, a JSON object of `version` (2), `config` (`method` and the fields of its
-configuration) and `about` (those of `Provenance`), and `sha256`, the digest of all tensors, which older files lack. The
+The metadata has one entry, `padim`: a JSON object of `version` (2), `config` (`method` and the fields of its
+configuration), `about` (those of `Provenance`) and `sha256`, the digest of all tensors, which older files lack. The
 same model makes the same bytes. No file is ever unpickled.
 """
 
@@ -80,7 +80,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], config: BaseConfig, provena
         PadimError: it can't be written.
     """
     header = {"version": FORMAT_VERSION, "config": config.to_dict(), "about": dataclasses.asdict(provenance)}
-    tensorfile.write(path, tensors, {"padim": json.dumps(header)})
+    tensorfile.write(path, tensors, "padim", header)
 
 
 def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor], AnyConfig, Provenance]:
@@ -92,6 +92,7 @@ def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor],
     with _explained(path):
         tensors, metadata = tensorfile.read(path)
         header = _header(path, metadata)
+        tensorfile.verify(tensors, header)
         method = header["config"].get("method", "padim")
         if method != configuration.method:
             raise PadimError(f"{path} is a model of the method {method}: padim.detectors.registry.load reads any")

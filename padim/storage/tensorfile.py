@@ -1,6 +1,7 @@
 """Tensors in one file, in the format of safetensors, which holds no code.
 
-The metadata has a `sha256` of all tensors, by which a file that was damaged or is being overwritten gives itself away.
+The metadata has one entry, a JSON object. Its `sha256` is the digest of all tensors, by which a file that was damaged,
+or is being overwritten, gives itself away.
 """
 
 from __future__ import annotations
@@ -21,14 +22,12 @@ from torch import Tensor
 from padim.errors import PadimError
 from padim.storage.files import atomic_write, utf8_path
 
-_DIGEST = "sha256"
-
 # How the large tensors may be kept in a file.
 STORAGES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors by name, and text by name, whole or not at all.
+def write(path: Path, tensors: Mapping[str, Tensor], name: str, header: Mapping[str, Any]) -> None:
+    """Write tensors by name, and a header under a name, whole or not at all.
 
     Raises:
         PadimError: the file can't be written.
@@ -36,7 +35,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     with atomic_write(path) as temporary:
         try:
             whole = {key: value.contiguous().cpu() for key, value in tensors.items()}
-            save_file(whole, temporary, {**metadata, _DIGEST: _digest(whole)})
+            save_file(whole, temporary, {name: json.dumps({**header, "sha256": _digest(whole)})})
         except SafetensorError as error:  # how it reports a full disk
             raise OSError(str(error)) from error
 
@@ -57,10 +56,13 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     content = path.read_bytes()
     tensors: dict[str, Tensor] = safetensors.torch.load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    metadata: dict[str, str] = header.get("__metadata__", {})
-    if metadata.get(_DIGEST, digest := _digest(tensors)) != digest:
+    return tensors, header.get("__metadata__", {})
+
+
+def verify(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Raise a SafetensorError unless the tensors are those that were written with a header; older ones don't say."""
+    if header.get("sha256", digest := _digest(tensors)) != digest:
         raise SafetensorError("its tensors are not those that were written")
-    return tensors, metadata
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

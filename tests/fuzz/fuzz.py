@@ -160,10 +160,11 @@ def change_safetensors(draw: random.Random, content: bytes) -> bytes:
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     metadata = header.get("__metadata__", {})
-    metadata.pop("sha256", None)  # which a hostile writer would get right
     name = next(iter(metadata), None)
     if name and draw.random() < 0.7:
-        metadata[name] = json.dumps(changed(draw, json.loads(metadata[name])))
+        inner = json.loads(metadata[name])
+        inner.pop("sha256", None)  # which a hostile writer would get right
+        metadata[name] = json.dumps(changed(draw, inner))
     else:
         changed(draw, header)
     text = json.dumps(header).encode()

@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from padim.cli.options import positive
+from padim.cli.options import AUTO, positive
 from padim.config import ALIGNMENTS, BaseConfig, Config, kinds, preset_path, presets
 from padim.detectors.registry import CONFIGURATIONS, read_config
 from padim.errors import PadimError
-
-# What `--align` has beside the values of the field.
-AUTO = "auto"
 
 
 def method_of(arguments: Sequence[str] | None) -> str:
@@ -74,12 +71,14 @@ def add_field_options(parser: argparse.ArgumentParser, method: str) -> None:
         kind, several = kinds(config)[field.name]
         default: Any = field.default
         shown = (" ".join(map(str, default)) or "nothing") if several else str(default)
-        choices = field.metadata["choices"] or None
+        choices: tuple[str, ...] = field.metadata["choices"]
+        if field.name == "precision":
+            choices += (AUTO,)
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=kind,
             nargs="*" if several else None,
-            choices=choices,
+            choices=choices or None,
             metavar=None if choices else "N" if kind is int else kind.__name__.upper(),
             help=f"{field.metadata['help']} (default: {shown})",
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from padim.cli.command import USER_ERROR, Failures, Parser, command, progress_bars
 from padim.cli.evaluating import check_tests, evaluated, evaluation_tables, warn_of_crop
 from padim.cli.options import (
+    AUTO,
     add_data_option,
     add_folder_options,
     add_machine_options,
@@ -26,9 +27,9 @@ from padim.cli.options import (
     in_own_folders,
     pick_device,
     positive,
+    precision_on,
 )
 from padim.cli.protocol import (
-    AUTO,
     add_align_option,
     add_field_options,
     add_size_option,
@@ -252,6 +253,8 @@ def _config(options: argparse.Namespace) -> BaseConfig:
     """The configuration that the options ask for; images of one's own keep their proportions, unless they say else."""
     if getattr(options, "update", None):
         return _updated_config(options)
+    if options.precision == AUTO:
+        options.precision = precision_on(pick_device(options.device), AUTO)
     config = config_from(options)
     if not options.normal or asks_for_size(options):
         return config

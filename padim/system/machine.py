@@ -31,6 +31,15 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16, by what Linux says of it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(line.split())
+    return False
+
+
 def peak_memory() -> dict[str, int]:
     """The most memory in bytes that this process has had so far, and on a GPU if torch computes there."""
     torch = sys.modules.get("torch")

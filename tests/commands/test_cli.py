@@ -627,3 +627,16 @@ def test_a_rate_that_the_images_cannot_support_is_said(run, data_root, weights_f
     )
     assert result.out.endswith("for a false-alarm rate of 0.111\n")
     assert run("train", *where, "--false-alarm-rate", 0.2).err == ""
+
+
+@pytest.mark.parametrize(("units", "chosen"), [(True, "bf16"), (False, "fp32")])
+def test_the_fastest_precision_of_the_cpu(units, chosen, run, data_root, weights_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("padim.cli.options.multiplies_bfloat16", lambda: units)
+    where = ["--category", "texture", "--data", data_root, "--output", tmp_path]
+    small = ["--resize", 64, "--crop", 64, "--channels", 20, "--weights", weights_file, "--device", "cpu"]
+    assert f'precision = "{chosen}"' in run("train", "--print-config", "--precision", "auto", "--device", "cpu").out
+    assert run("train", *where, *small).code == 0
+    found = run("eval", *where, "--precision", "auto", "--device", "cpu", "--json")
+    assert found.code == 0
+    said = "was fitted in fp32: in bf16, scores move a little and the threshold stays"
+    assert (found.err.count(said), found.err.count("was fitted in")) == ((1, 1) if units else (0, 0))

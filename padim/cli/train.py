@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ from padim.cutpaste.config import CutPasteConfig
 from padim.detectors.options import FitOptions
 from padim.detectors.registry import CONFIGURATIONS
 from padim.errors import PadimError, printable
+from padim.system.signals import end_with
 
 if TYPE_CHECKING:
     from padim.data.items import Category
@@ -148,6 +150,8 @@ def _add_fit_options(group: argparse._ActionsContainer, method: str) -> None:
 @command
 def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> int:
     """Run the command; returns its exit code."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # of torchrun, which may be killed while its processes import torch
+        end_with(os.getppid())
     options = _parsed(sys.argv[1:] if arguments is None else arguments, prog)
     options.eval = options.eval or options.report
     update: Path | None = getattr(options, "update", None)

@@ -7,8 +7,6 @@ import logging
 import os
 import signal
 import socket
-import threading
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -24,6 +22,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from padim.errors import PadimError, first_line
 from padim.reproduction.runs import Run
+from padim.system.signals import end_with
 
 Work = Callable[[int, Run], str | None]
 Outcomes = Generator[tuple[Run, str | None], None, None]
@@ -125,13 +124,7 @@ def _follow(parent: int) -> None:
     """Prepare a process of loky, which by itself would live on for minutes after its parent was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(parent)
 
 
 def _by_cluster(submit: _Submit, deaths: _Deaths, work: Work, runs: Sequence[Run]) -> Outcomes:

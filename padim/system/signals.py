@@ -1,9 +1,11 @@
-"""Ctrl-C and SIGTERM between two steps of long work, never in the middle of one."""
+"""When work ends: Ctrl-C and SIGTERM between two steps of it, and the death of the process that asked for it."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -37,3 +39,14 @@ def stop_requests() -> Iterator[threading.Event]:
         yield requested
     finally:
         restore()
+
+
+def end_with(parent: int) -> None:
+    """End this process about a second after its parent, which can't end it if it is killed itself."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from oracles import LIMIT, until
@@ -114,3 +115,25 @@ def test_a_mistake_stops_all_of_them(data_root, weights_file, tmp_path):
     result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=2 * LIMIT)
     assert result.returncode != 0
     assert "cutpaste trains in one process: start it without torchrun" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["at their start", "with their libraries"])
+def test_processes_whose_launcher_is_killed_end_soon(stage, data_root, weights_file, tmp_path):
+    """By themselves they would wait for each other for a minute and more."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    where = ["--data", data_root, "--weights", weights_file, "--device", "cpu", "--output", tmp_path]
+    module = ["-m", "padim.cli.train", *SMALL, *where]
+    launcher = subprocess.Popen([*map(str, [*command, *module])], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    parent = psutil.Process(launcher.pid)
+    until(lambda: len(parent.children()) == 2)
+    workers = parent.children()
+    until(lambda: all(worker.num_threads() > 1 for worker in workers))  # one of which looks after the launcher
+    if "libraries" in stage:
+        until(lambda: all("libtorch_cpu" in str(worker.memory_maps()) for worker in workers))
+    launcher.kill()
+    launcher.wait()
+    _, alive = psutil.wait_procs(workers, timeout=LIMIT / 2)
+    for worker in alive:
+        worker.kill()
+    assert not alive

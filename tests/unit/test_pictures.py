@@ -122,8 +122,8 @@ def test_pictures_of_the_largest_image_fit_into_two_gigabytes(tmp_path, weights_
     small = ["--category", "texture", "--size", 64, "--channels", 20]
     assert main([*map(str, [*small, *where])]) == 0
     Image.new("RGB", (13_000, 13_000), (120, 90, 200)).save(tmp_path / "large.png")
-    code = "import resource, sys; from padim.cli.predict import main; main(); "
-    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    code = "from padim.cli.predict import main; from padim.system.machine import peak_memory_bytes; "
+    code += "main(); print(peak_memory_bytes())"
     options = ["--model", tmp_path / "texture/model.safetensors", tmp_path / "large.png", "--device", "cpu"]
     pictures = ["--out", tmp_path / "out", "--panel", "--mask", "--threshold", 1]
     command = [sys.executable, "-c", code, *map(str, [*options, *pictures])]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from padim.deploy.operators import check_operators
 from padim.errors import PadimError, first_line
 from padim.storage.files import utf8_path
 
@@ -66,7 +67,7 @@ def open_session(
     if engine not in ENGINES:
         raise PadimError(f"there is no engine {engine!r}; there are {', '.join(ENGINES)}")
     try:
-        path.open("rb").close()
+        check_operators(path)
         with utf8_path(path) as opened:
             return ENGINES[engine](opened, device, precision, threads)
     except PadimError:

@@ -256,3 +256,49 @@ def test_other_metadata_is_refused(exported, tmp_path, header, message):
 def test_what_is_missing_is_named(run, tmp_path):
     result = run("predict", "--model", tmp_path / "nowhere.onnx", tmp_path, "--out", tmp_path / "out")
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+
+
+def with_node(model, node):
+    model.graph.node.insert(0, node)
+    return model
+
+
+def endless(model):
+    """A loop that never ends, whose result is an output."""
+    tensor = onnx.helper.make_tensor_value_info
+    go = onnx.helper.make_node("Identity", ["go_on"], ["still"])
+    body = onnx.helper.make_graph([go], "body", [tensor("i", 7, []), tensor("go_on", 9, [])], [tensor("still", 9, [])])
+    always = onnx.helper.make_tensor("always", 9, [], [True])
+    model.graph.initializer.append(always)
+    return with_node(model, onnx.helper.make_node("Loop", ["", "always"], [], body=body))
+
+
+def with_a_function(model):
+    body = onnx.helper.make_node("Identity", ["x"], ["y"])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    model.functions.append(onnx.helper.make_function("mine", "twice", ["x"], ["y"], [body], opset))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (endless, "its operator Loop has a graph inside"),
+        (with_a_function, "it has functions of its own"),
+        (
+            lambda model: with_node(model, onnx.helper.make_node("Run", ["images"], ["x"], domain="com.other")),
+            "its operator Run is of com.other",
+        ),
+    ],
+    ids=["a loop", "a function", "an operator of others"],
+)
+def test_graphs_that_no_export_has_are_not_loaded(change, reason, exported, tmp_path):
+    onnx.save(change(onnx.load(exported / "model.onnx")), tmp_path / "other.onnx")
+    with pytest.raises(PadimError, match=rf"other.onnx is not what padim-export writes: {reason}"):
+        Runtime.load(tmp_path / "other.onnx")
+
+
+def test_a_file_of_countless_fields_is_given_up(tmp_path):
+    (tmp_path / "many.onnx").write_bytes(b"\x08\x01" * 1_500_000)
+    with pytest.raises(PadimError, match="is damaged, not an ONNX model"):
+        Runtime.load(tmp_path / "many.onnx")

@@ -193,14 +193,17 @@ def scorer_from(options: argparse.Namespace, path: Path) -> Scorer:
         if precision == AUTO:
             precision = precision_on(device, AUTO) if options.engine == "openvino" else "fp32"
     else:
-        from padim.storage.modelfile import config_values
-
         device = pick_device(options.device)
         precision = precision_on(device, options.precision)
-        fitted = config_values(path).get("precision")
     scorer = load_scorer(path, weights=options.weights, engine=options.engine, device=device, precision=precision)
-    if not exported and precision not in (None, fitted):
-        log.warning("%s was fitted in %s: in %s, scores move a little and the threshold stays", path, fitted, precision)
+    if precision and not exported:
+        from padim.storage.modelfile import config_values
+
+        fitted = config_values(path).get("precision")
+        if precision != fitted:
+            log.warning(
+                "%s was fitted in %s: in %s, scores move a little and the threshold stays", path, fitted, precision
+            )
     return scorer
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -152,6 +153,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
     """Run the command; returns its exit code."""
     if "TORCHELASTIC_RUN_ID" in os.environ:  # of torchrun, which may be killed while its processes import torch
         end_with(os.getppid())
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which must not wait until other processes have answered
     options = _parsed(sys.argv[1:] if arguments is None else arguments, prog)
     options.eval = options.eval or options.report
     update: Path | None = getattr(options, "update", None)

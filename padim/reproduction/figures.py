@@ -65,5 +65,5 @@ def _draw_areas(axis: Axes, rows: Sequence[TableRow], metric: str) -> None:
 
 def _plain(label: str) -> str:
     """A label that matplotlib takes neither for mathematics nor, for its first character, for a private one."""
-    escaped = label.replace("\\", r"\\").replace("$", r"\$") if "$" in label else label
+    escaped = label.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped

@@ -394,7 +394,7 @@ def outcome(parser: Parser, path: Path, content: bytes) -> Outcome:
         problem = "".join(traceback.format_exception(error)[-3:])
     finally:
         signal.alarm(0)
-    seconds, grown = time.perf_counter() - start, memory("VmHWM") - before
+    seconds, grown = time.perf_counter() - start, max(0, memory("VmHWM") - before)
     if seconds > SECONDS or grown > BYTES:
         problem = f"{seconds:.1f} s, {grown / 1e6:.0f} MB"
     return Outcome(read, seconds, grown, problem)

@@ -62,9 +62,8 @@ def scored(image: bytes, heatmap: bool) -> dict[str, Any]:
     if prediction.problem:
         raise HTTPException(422, str(prediction.problem).replace(f"{folder}/", ""))
     answer = {key: value for key, value in prediction.summary().items() if key != "path"}
-    sample, seen, scores = prediction.sample, prediction.seen, prediction.anomaly_map
-    if sample and sample.original and seen and scores is not None:
+    if heatmap and prediction.anomaly_map is not None:
         scale, png = ColourScale.about(prediction.thresholds.threshold, model.dimensions), io.BytesIO()
-        overlay(sample.original, scores, seen, scale).save(png, "PNG")
+        overlay(prediction, scale).save(png, "PNG")
         answer["heatmap"] = b64encode(png.getvalue()).decode()
     return answer

@@ -25,6 +25,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 UPSAMPLINGS = ("bilinear", "bicubic")
 TILE_MODELS = ("shared", "position")
 ALIGNMENTS = ("none", "shift", "rotate")
+DECODINGS = ("full", "reduced")
 MAX_SIDE = 8192  # pixels
 FALSE_ALARM_RATE = 0.01  # what a verdict may flag of fresh normal images, unless another share is asked for
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
@@ -57,6 +58,9 @@ class BaseConfig:
     interpolation: str = option("lanczos", "how images are resized", INTERPOLATIONS)
     mask_interpolation: str = option("nearest", "how masks are resized", INTERPOLATIONS)
     mask_threshold: int = option(1, "of 255, from where on a pixel of a resized mask is defective")
+    decode: str = option(
+        "full", "size at which JPEG files are decoded: reduced for 1/2, 1/4 or 1/8, never below --resize", DECODINGS
+    )
     rotation: float = option(0.0, "turn every image by up to so many degrees and crop it anywhere; 0 for neither")
     rotation_seed: int = option(0, "added to the seed of --rotation, for other poses and the same channels")
     align: str = option("none", "move parts that lie shifted, or shifted and turned, into one frame", ALIGNMENTS)

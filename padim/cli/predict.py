@@ -24,13 +24,14 @@ from padim.errors import PadimError
 
 if TYPE_CHECKING:
     from padim.calibration import Thresholds
+    from padim.cli.results import Line
     from padim.data.items import Item
     from padim.detectors.scores import Scorer
     from padim.pipeline.predict import Prediction
     from padim.report.pictures import Pictures
     from padim.system.progress import OnProgress
 
-    Predict = Callable[[Sequence[Item], OnProgress], Generator[Prediction]]
+    Predict = Callable[[Sequence[Item], OnProgress], Generator[tuple[Prediction, Line]]]
 
 
 def parser(prog: str = "padim-predict") -> Parser:
@@ -131,11 +132,11 @@ def _predict(options: argparse.Namespace) -> int:
     if _is_picture(options.out) and real(options.out) in map(real, names):
         raise PadimError(f"--out {options.out} is the image itself: name another picture")
     items = [Item(path, mask=find_mask(path) if options.panel else None) for path in names]
-    predict, results = _prepared(options)
+    predict, results = _prepared(options, names.__getitem__)
     try:
         with progress_bars() as progress:
-            for prediction in predict(items, progress):
-                results.add(prediction, names[prediction.path])
+            for prediction, line in predict(items, progress):
+                results.add(prediction, line)
     finally:  # also of what was scored before Ctrl-C
         results.write_table()
     results.close()
@@ -159,21 +160,23 @@ def _watch(options: argparse.Namespace) -> int:
     from padim.system.signals import stop_requests
 
     watch = Watch(options.watch, 1.0 if options.settle is None else options.settle, *_result_folders(options))
-    predict, results = _prepared(options)
+    predict, _ = _prepared(options, lambda path: Path(watch.name(path)))
     path = options.record or (options.out or options.watch) / "watched.jsonl"
     with Record(path) as record, stop_requests() as stop:
         if record:
             print(f"{len(record)} images are in {path} and not scored again", file=sys.stderr)
-        for prediction, stamp in follow(watch, record, lambda items: predict(items, silent), stop):
-            name = watch.name(prediction.path)
-            line = results.line(prediction, Path(name)) | {"name": name} | stamp._asdict()
+        for prediction, line, stamp in follow(watch, record, lambda items: predict(items, silent), stop):
+            line |= {"name": watch.name(prediction.path)} | stamp._asdict()
             print(coloured(line), flush=True)
             record.add(line)
     return 0
 
 
-def _prepared(options: argparse.Namespace) -> tuple[Predict, Results]:
-    """What predicts, and what becomes of the predictions, as the options ask for."""
+def _prepared(options: argparse.Namespace, name: Callable[[Path], Path]) -> tuple[Predict, Results]:
+    """What predicts, and what becomes of the predictions, as the options ask for.
+
+    `name` gives what the files of an image are called.
+    """
     from padim.pipeline.predict import predict
 
     scorer = scorer_from(options, options.model)
@@ -183,9 +186,10 @@ def _prepared(options: argparse.Namespace) -> tuple[Predict, Results]:
     if options.sort and thresholds.threshold is None:
         raise PadimError(f"--sort: {options.model} gives no verdicts, it has no calibration: pass --threshold SCORE")
     pictures = _pictures(options, scorer, thresholds)
+    results = Results(options, pictures, name)
 
-    def predicted(items: Sequence[Item], progress: OnProgress) -> Generator[Prediction]:
-        return predict(
+    def predicted(items: Sequence[Item], progress: OnProgress) -> Generator[tuple[Prediction, Line]]:
+        predictions = predict(
             scorer,
             items,
             thresholds=thresholds,
@@ -196,8 +200,9 @@ def _prepared(options: argparse.Namespace) -> tuple[Predict, Results]:
             timing=options.timing,
             progress=progress,
         )
+        return results.lines(predictions)
 
-    return predicted, Results(options, pictures)
+    return predicted, results
 
 
 def _thresholds(options: argparse.Namespace, scorer: Scorer) -> Thresholds:

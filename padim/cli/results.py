@@ -11,17 +11,26 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from padim.errors import ImageError, PadimError
 from padim.storage.files import check_writable, write_text
+from padim.system.ahead import Ahead
 
 if TYPE_CHECKING:
     from padim.pipeline.predict import Prediction
     from padim.report.pictures import Pictures
 
 log = logging.getLogger(__name__)
+
+# What is said of an image, as values for JSON.
+Line = dict[str, Any]
+
+# How many images each worker draws while the next ones are scored.
+_AHEAD = 4
 
 # Of a line, what the table of --csv has; there are files of pictures beside it.
 _COLUMNS = ("path", "verdict", "score", "p_value", "threshold", "false_alarm_rate", "regions", "error")
@@ -37,8 +46,10 @@ class Results:
         failed: how many images were scored whose files could not be written, or not scored for no fault of theirs.
     """
 
-    def __init__(self, options: argparse.Namespace, pictures: Pictures | None) -> None:
+    def __init__(self, options: argparse.Namespace, pictures: Pictures | None, name: Callable[[Path], Path]) -> None:
+        """What the options ask for, with these pictures; `name` gives what the files of an image are called."""
         self._pictures, self._sorted, self._csv = pictures, options.sort, options.csv
+        self._name, self._workers = name, options.workers
         self._start, self._counts, self._rows = time.perf_counter(), Counter[str](), list[dict[str, Any]]()
         for folder in filter(None, (self._csv and self._csv.parent, self._sorted)):
             check_writable(folder)
@@ -46,9 +57,16 @@ class Results:
             raise PadimError(f"--csv {self._csv} is a folder: name a file")
         self._taken, self.failed = Counter[str](), 0
 
-    def line(self, prediction: Prediction, name: Path) -> dict[str, Any]:
-        """What is said of an image, once its files are written under its name."""
-        line, start = prediction.summary(), time.perf_counter()
+    def lines(self, predictions: Generator[Prediction]) -> Generator[tuple[Prediction, Line]]:
+        """The predictions, each with what is said of it; threads write its files while others are scored."""
+        ahead = Ahead(self._line, predictions, threads=self._workers, count=self._workers * _AHEAD)
+        with closing(predictions), closing(iter(ahead)) as begun:
+            for prediction, line in begun:
+                yield prediction, line.result()
+
+    def _line(self, prediction: Prediction) -> Line:
+        """What is said of an image, once its files are written."""
+        line, name, start = prediction.summary(), self._name(prediction.path), time.perf_counter()
         try:
             if self._pictures and prediction.anomaly_map is not None:
                 line |= self._pictures.write(name, prediction)
@@ -59,19 +77,18 @@ class Results:
         if prediction.milliseconds:
             stages = {**prediction.milliseconds, "pictures": 1e3 * (time.perf_counter() - start)}
             line["milliseconds"] = {stage: round(taken, 2) for stage, taken in stages.items()}
-            self._taken.update(stages)
         return line
 
-    def add(self, prediction: Prediction, name: Path) -> None:
-        """Make of an image what is to be made, and print its line."""
+    def add(self, prediction: Prediction, line: Line) -> None:
+        """Print the line of an image, and count it."""
         if isinstance(prediction.problem, ImageError):  # which was said when it was read
             self._counts["unreadable"] += 1
             self.failed += prediction.problem.of_machine
-            self._add_row(prediction.summary())
+            self._add_row(line)
             return
-        line = self.line(prediction, name)
         print(coloured(line), flush=True)
         self._counts[line["verdict"] or "scored"] += 1
+        self._taken.update(line.get("milliseconds", {}))
         self._add_row(line)
         if "error" in line:
             log.error("%s", line["error"])
@@ -95,7 +112,7 @@ class Results:
             stages = (f"{stage} {taken / scored:.1f} ms" for stage, taken in self._taken.items())
             print(f"per image: {', '.join(stages)}", file=sys.stderr)
 
-    def _add_row(self, line: dict[str, Any]) -> None:
+    def _add_row(self, line: Line) -> None:
         """Keep what the table is to have of a line, if there is to be one."""
         if self._csv:
             regions = {"regions": len(line["regions"])} if "regions" in line else {}
@@ -121,7 +138,7 @@ class Results:
         write_text(self._csv, text.getvalue())
 
 
-def coloured(line: dict[str, Any]) -> str:
+def coloured(line: Line) -> str:
     """A line as JSON, with the verdict in colour where it goes to a terminal; see https://no-color.org."""
     text, verdict = json.dumps(line), line["verdict"]
     if verdict is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,15 +21,20 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "TGA"
 # Beyond this, an image whose shorter side is resized to the usual 256 pixels could fill the memory.
 MAX_ASPECT = 100
 
+# Of an image that pictures are drawn on: drawing takes some 40 bytes per pixel.
+_MOST_PIXELS = 12_000_000
 
-def read_image(path: Path) -> Image.Image:
+
+def read_image(path: Path, least: int | None = None) -> Image.Image:
     """An image in mode RGB, upright as its EXIF says; transparency is dropped, 16 bits become 8.
+
+    With `least`, a JPEG is decoded at a half, a quarter or an eighth of its size, where no side gets shorter than that.
 
     Raises:
         ImageError: the file can't be read, is damaged, is a decompression bomb in Pillow's terms
             (over 179 million pixels), more than 100 times as long as wide, or has 32 bits per channel.
     """
-    image = _open(path)
+    image = _open(path, least)
     if image.mode == "F" or (image.mode == "I" and not 255 < np.asarray(image).max() < 65536):
         raise ImageError(f"{path}: 32-bit images have no fixed range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it
@@ -66,8 +72,16 @@ def read_size(path: Path) -> tuple[int, int]:
         return (image.height, image.width) if turned else image.size
 
 
-def _open(path: Path) -> Image.Image:
+def drawable(image: Image.Image) -> Image.Image:
+    """The image, or a whole fraction of its size, so that pictures of it fit into memory."""
+    by = math.ceil(math.sqrt(image.width * image.height / _MOST_PIXELS))
+    return image.reduce(by) if by > 1 else image
+
+
+def _open(path: Path, least: int | None = None) -> Image.Image:
     with _opened(path) as image:
+        if least is not None:
+            image.draft(None, (least, least))
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return image

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -18,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from padim.data.images import read_image, read_mask
+from padim.data.images import drawable, read_image, read_mask, read_size
 from padim.data.items import GOOD, Item
 from padim.data.transform import Transform
 from padim.errors import ImageError
-from padim.system.machine import lower_priority
+from padim.system.ahead import Ahead
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +31,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # How many images each worker reads ahead of the one that is asked for; fewer where the originals are kept,
-# since a photo of 20 megapixels takes 60 MB.
+# which take up to 36 MB each.
 _AHEAD = 8
 _AHEAD_WITH_ORIGINALS = 2
 
@@ -50,7 +49,8 @@ class Sample:
         mask: where it is defective, bool `[h, w]`; None where there is no ground truth.
         outside: whether all of the ground truth lies where the transform crops.
         size: width and height of the image before the transform.
-        original: that image, where the loader was asked to keep it.
+        original: that image to draw on, where the loader was asked to keep it; a whole fraction of its size where that
+            is above 12 megapixels, or where the file was decoded at reduced size.
         seconds: what reading and the transform took.
     """
 
@@ -61,10 +61,6 @@ class Sample:
     size: tuple[int, int]
     original: Image.Image | None
     seconds: float = 0.0
-
-
-# An item, and its sample to come with what is wrong with its mask.
-Reading = tuple[Item, Future[tuple[Sample, ImageError | None]]]
 
 
 class ImageLoader:
@@ -98,19 +94,17 @@ class ImageLoader:
         self.skip_faults = skip_faults
         self.failures: dict[Path, ImageError] = {}
         self.unmasked = 0
-        self._started: Generator[Reading] | None = None
+        self._started: Ahead[Item, tuple[Sample, ImageError | None]] | None = None
 
     def start(self) -> Self:
         """Begin to read the first images now, while whatever else has to be done before they are asked for."""
         self._started = self._begun()
         return self
 
-    def _begun(self) -> Generator[Reading]:
-        """The readings, the first of which have begun."""
-        pool, remaining = ThreadPoolExecutor(self.workers, initializer=lower_priority), iter(self.items)
+    def _begun(self) -> Ahead[Item, tuple[Sample, ImageError | None]]:
+        """The items, each with its sample and what is wrong with its mask; the first are being read."""
         count = self.workers * (_AHEAD_WITH_ORIGINALS if self.keep_originals else _AHEAD)
-        ahead = deque((item, pool.submit(self._read, item)) for item in islice(remaining, count))
-        return self._readings(pool, ahead, remaining)
+        return Ahead(self._read, self.items, threads=self.workers, count=count)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -123,36 +117,26 @@ class ImageLoader:
     def __iter__(self) -> Iterator[Sample]:
         """Raises ImageError for the first image or mask that makes it stop, see `__init__`."""
         readings, self._started = self._started or self._begun(), None
-        with closing(readings):
-            for item, future in readings:
+        with closing(iter(readings)) as begun:
+            for item, future in begun:
                 sample = self._result(item, future)
                 if sample is not None:
                     yield sample
 
-    def _readings(
-        self, pool: ThreadPoolExecutor, ahead: deque[Reading], remaining: Iterator[Item]
-    ) -> Generator[Reading]:
-        """The items in their order, each with its sample to come; for each that is taken, another one is read."""
-        try:
-            while ahead:
-                yield ahead.popleft()
-                ahead.extend((item, pool.submit(self._read, item)) for item in islice(remaining, 1))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
     def _read(self, item: Item) -> tuple[Sample, ImageError | None]:
         """A sample, and what is wrong with its mask."""
         start = time.perf_counter()
-        image = _patiently(read_image, item.path)
         transform = self.transform.posed(item.path)
+        image = _patiently(read_image, item.path, transform.least)
+        size = image.size if transform.least is None else read_size(item.path)
         pixels = np.array(transform.image(image))
         mask, outside, problem = None, False, None
         try:
             mask, outside = self._mask(item, image, transform)
         except ImageError as error:
             problem = error
-        original, seconds = image if self.keep_originals else None, time.perf_counter() - start
-        return Sample(item, pixels, mask, outside, image.size, original, seconds), problem
+        original = drawable(image) if self.keep_originals else None
+        return Sample(item, pixels, mask, outside, size, original, time.perf_counter() - start), problem
 
     def _mask(self, item: Item, image: Image.Image, transform: Transform) -> tuple[NDArray[np.bool_] | None, bool]:
         """Where the item is defective, as the backbone sees it, and whether all of that is cropped."""

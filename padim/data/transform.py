@@ -34,6 +34,7 @@ class Transform:
         interpolation: how images are resized.
         mask_interpolation: how masks are resized.
         mask_threshold: of 255, from where on a pixel of a resized mask is defective.
+        reduced: whether JPEG files are decoded at reduced size, see `least`.
         rotation: by how many degrees images are turned at most, and then cropped anywhere; see `posed`.
         seed: of these poses.
         angle: by how many degrees images are turned after resizing.
@@ -45,6 +46,7 @@ class Transform:
     interpolation: str
     mask_interpolation: str
     mask_threshold: int = 1
+    reduced: bool = False
     rotation: float = 0.0
     seed: int = 0
     angle: float = 0.0
@@ -55,7 +57,8 @@ class Transform:
         """The transform that a configuration asks for."""
         interpolations = config.interpolation, config.mask_interpolation
         poses = config.rotation, config.seed + config.rotation_seed
-        return cls(config.resize, config.image_size, *interpolations, config.mask_threshold, *poses)
+        decoding = config.mask_threshold, config.decode == "reduced"
+        return cls(config.resize, config.image_size, *interpolations, *decoding, *poses)
 
     def posed(self, path: Path) -> Transform:
         """The transform of one image: this one, unless images are turned and cropped at random.
@@ -68,6 +71,11 @@ class Transform:
         name = "/".join(path.absolute().parts[-4:])
         angle, x, y = np.random.default_rng([self.seed, zlib.crc32(os.fsencode(name))]).random(3)
         return dataclasses.replace(self, angle=(2 * angle - 1) * self.rotation, place=(x, y))
+
+    @property
+    def least(self) -> int | None:
+        """How long the sides of an image have to be at least when it is decoded; None for all that the file has."""
+        return max(self.resize) if self.reduced else None
 
     def image(self, image: Image.Image) -> Image.Image:
         """The image as the backbone sees it."""

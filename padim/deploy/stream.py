@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from padim.data.items import Item, images_below, real
 from padim.data.loader import batched
@@ -21,6 +21,8 @@ from padim.errors import ImageError, PadimError
 from padim.pipeline.predict import Prediction
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Bytes of a line of a record, which is no record if it has a longer one.
 _LONGEST_LINE = 2**20
@@ -179,10 +181,10 @@ class Watch:
 def follow(
     watch: Watch,
     record: Record,
-    predict: Callable[[Sequence[Item]], Generator[Prediction]],
+    predict: Callable[[Sequence[Item]], Generator[tuple[Prediction, T]]],
     stop: threading.Event,
-) -> Iterator[tuple[Prediction, Stamp]]:
-    """The predictions of images as they appear, until the event is set; whoever takes one adds it to the record.
+) -> Iterator[tuple[Prediction, T, Stamp]]:
+    """What is predicted of images as they appear, until the event is set; whoever takes it adds it to the record.
 
     What the machine is to blame for, rather than the image, is tried again.
     """
@@ -200,7 +202,7 @@ def follow(
             if stop.is_set():
                 return
             with closing(predict([Item(path) for path in stamps])) as predictions:
-                for prediction in predictions:
+                for prediction, made_of_it in predictions:
                     path, problem = prediction.path, prediction.problem
                     if isinstance(problem, ImageError) and problem.may_pass:
                         watch.postpone(path)
@@ -208,7 +210,7 @@ def follow(
                             log.warning("will be tried again: %s", problem)
                             postponed.add(path)
                     else:
-                        yield prediction, stamps[path]
+                        yield prediction, made_of_it, stamps[path]
                     if stop.is_set():
                         return
         if not finished:

@@ -103,7 +103,7 @@ def predict(
         batch_size: images that are scored at a time, by default as trained.
         workers: threads that read images.
         strict: whether the first unreadable image is an error.
-        keep_originals: whether the predictions carry the images before the transform, for pictures.
+        keep_originals: whether the predictions carry the images before the transform, to draw on.
         timing: whether they carry what each stage took.
         progress: is told how far it has come.
 

@@ -33,6 +33,7 @@ class ColourScale:
         """RGB `[..., 3]` of distances `[...]`; grey where they are NaN."""
         table = (matplotlib.colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
         position = (values - self.low) / (self.high - self.low)
-        colours: NDArray[np.uint8] = table[np.nan_to_num(position.clip(0, 1) * 255).round().astype(np.uint8)]
+        entries = np.nan_to_num(position.clip(0, 1) * 255).round().astype(np.uint8)
+        colours: NDArray[np.uint8] = table.take(entries, axis=0)
         colours[np.isnan(values)] = GREY
         return colours

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy.ndimage
@@ -20,40 +19,49 @@ if TYPE_CHECKING:
 
 _OPACITY = 0.5
 
-# Of a picture: drawing it takes some 40 bytes per pixel.
-_MOST_PIXELS = 12_000_000
+
+class Canvas(NamedTuple):
+    """What pictures of a prediction are drawn on.
+
+    Attributes:
+        image: RGB, of the size of the file's image or a whole fraction of it.
+        seen: the part of it that the network has seen, in its own pixels.
+        anomaly_map: `[h, w]`, covering that part.
+    """
+
+    image: Image.Image
+    seen: Box
+    anomaly_map: NDArray[np.float32]
 
 
-def overlay(image: Image.Image, anomaly_map: NDArray[np.floating], seen: Box, scale: ColourScale) -> Image.Image:
-    """The image at its own size, or a whole fraction of it if it is very large, under its heatmap.
+def overlay(prediction: Prediction, scale: ColourScale) -> Image.Image:
+    """The image under its heatmap; what the network has not seen is grey, and the border between them framed.
 
     Args:
-        image: RGB, any size.
-        anomaly_map: `[h, w]`, covering the part of the image that the network has seen; NaN becomes grey.
-        seen: that part, in pixels of the image; it is framed where it is not the whole image, and the rest is grey.
+        prediction: of an image with its original, from a model with maps.
         scale: the colours.
     """
-    by = reduction(image.size)
-    if by > 1:
-        image, seen = image.reduce(by), reduced(seen, by)
+    image, seen, a_map = drawn_on(prediction)
     result = Image.blend(image, Image.new("RGB", image.size, GREY), _OPACITY)
     part = image.crop(seen)
-    result.paste(heatmap(part, anomaly_map, scale), seen[:2])
+    result.paste(heatmap(part, a_map, scale), seen[:2])
     if part.size != image.size:
         ImageDraw.Draw(result).rectangle((seen.left - 1, seen.top - 1, seen.right, seen.bottom), outline=GREY)
     _draw_colour_bar(result, scale)
     return result
 
 
-def reduction(size: tuple[int, int]) -> int:
-    """What the sides of an image of a width and height are divided by, so that pictures of it fit into memory."""
-    return math.ceil(math.sqrt(size[0] * size[1] / _MOST_PIXELS))
-
-
-def reduced(box: Box, by: int) -> Box:
-    """A part of an image whose sides are divided by a number; never empty."""
-    left, top, right, bottom = box.left // by, box.top // by, -(-box.right // by), -(-box.bottom // by)
-    return Box(left, top, right, bottom)
+def drawn_on(prediction: Prediction) -> Canvas:
+    """What pictures of a prediction are drawn on, which has its original, from a model with maps."""
+    sample, seen, a_map = prediction.sample, prediction.seen, prediction.anomaly_map
+    assert sample is not None
+    assert sample.original is not None
+    assert seen is not None
+    assert a_map is not None
+    image = sample.original
+    by = round(max(sample.size) / max(image.size))  # it may have been read, or kept, at a fraction of its size
+    left, top, right, bottom = seen.left // by, seen.top // by, -(-seen.right // by), -(-seen.bottom // by)
+    return Canvas(image, Box(left, top, right, bottom), a_map)
 
 
 def heatmap(image: Image.Image, anomaly_map: NDArray[np.floating], scale: ColourScale) -> Image.Image:

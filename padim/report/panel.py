@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from padim.poses.alignment import PartPose
 from padim.report.colours import ColourScale
-from padim.report.overlay import heatmap, outline, predicted_mask
+from padim.report.overlay import drawn_on, heatmap, outline, predicted_mask
 
 if TYPE_CHECKING:
     from padim.pipeline.predict import Prediction
@@ -54,16 +54,13 @@ def _verdict(prediction: Prediction) -> str:
 
 def _pictures(prediction: Prediction, scale: ColourScale) -> dict[str, Image.Image]:
     """The pictures by their captions, of one size."""
-    sample, seen, a_map = prediction.sample, prediction.seen, prediction.anomaly_map
-    assert sample is not None
-    assert sample.original is not None
-    assert seen is not None
-    assert a_map is not None
+    original, seen, a_map = drawn_on(prediction)
+    mask = prediction.sample.mask if prediction.sample else None
     width, height = seen.right - seen.left, seen.bottom - seen.top
     larger = _SIDE / max(width, height)
     size = max(1, round(width * larger)), max(1, round(height * larger))
-    image = sample.original.resize(size, Image.Resampling.BILINEAR, box=seen, reducing_gap=3.0)
-    truth = None if sample.mask is None else np.asarray(Image.fromarray(sample.mask).resize(size))
+    image = original.resize(size, Image.Resampling.BILINEAR, box=seen, reducing_gap=3.0)
+    truth = None if mask is None else np.asarray(Image.fromarray(mask).resize(size))
     predicted = predicted_mask(prediction, size)
     pictures = {"image": image, "anomaly map": heatmap(image, a_map, scale)}
     if prediction.part is not None:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from padim.data.transform import Box
 from padim.report.colours import ColourScale
-from padim.report.overlay import overlay, predicted_mask, reduction
+from padim.report.overlay import drawn_on, overlay, predicted_mask
 from padim.report.panel import panel
 from padim.report.raw import save_npy, save_png16
 from padim.storage.files import atomic_write
@@ -49,37 +48,33 @@ class Pictures:
         Raises:
             PadimError: one of them can't be written.
         """
-        sample, a_map, seen = prediction.sample, prediction.anomaly_map, prediction.seen
-        assert sample is not None
-        assert sample.original is not None
-        assert a_map is not None
-        assert seen is not None
         stem = self.heatmap.with_suffix("") if self.heatmap else self.folder / name
         files = {"heatmap": self.heatmap or stem.with_name(f"{stem.name}_heatmap.png")}
-        _save(files["heatmap"], overlay(sample.original, a_map, seen, self.scale))
+        _save(files["heatmap"], overlay(prediction, self.scale))
         if self.panel:
             files["panel"] = stem.with_name(f"{stem.name}_panel.png")
             _save(files["panel"], panel(prediction.path.name, prediction, self.scale))
         if self.mask:
             files["mask"] = stem.with_name(f"{stem.name}_mask.png")
-            _save(files["mask"], _mask(prediction, sample.original.size, seen))
+            _save(files["mask"], _mask(prediction))
         if self.raw == "npy":
             files["raw"] = stem.with_name(f"{stem.name}_map.npy")
-            save_npy(files["raw"], a_map)
+            save_npy(files["raw"], drawn_on(prediction).anomaly_map)
         elif self.raw:
             files["raw"] = stem.with_name(f"{stem.name}_map.png")
-            save_png16(files["raw"], a_map, self.scale)
+            save_png16(files["raw"], drawn_on(prediction).anomaly_map, self.scale)
         return {kind: str(path) for kind, path in files.items()}
 
 
-def _mask(prediction: Prediction, size: tuple[int, int], seen: Box) -> Image.Image:
-    """White where an image of a width and height is anomalous, black elsewhere and all over a normal image."""
-    mask, by = Image.new("L", size), reduction(size)
-    width, height = seen.right - seen.left, seen.bottom - seen.top
-    part = predicted_mask(prediction, (-(-width // by), -(-height // by)))
+def _mask(prediction: Prediction) -> Image.Image:
+    """White where an image is anomalous, black elsewhere and all over a normal image; at the size of the file's."""
+    image, seen, _ = drawn_on(prediction)
+    mask = Image.new("L", image.size)
+    part = predicted_mask(prediction, (seen.right - seen.left, seen.bottom - seen.top))
     if part is not None:
-        mask.paste(Image.fromarray(part).convert("L").resize((width, height), Image.Resampling.NEAREST), seen[:2])
-    return mask
+        mask.paste(Image.fromarray(part).convert("L"), seen[:2])
+    assert prediction.sample is not None
+    return mask.resize(prediction.sample.size, Image.Resampling.NEAREST)
 
 
 def _save(path: Path, picture: Image.Image) -> None:

@@ -238,7 +238,7 @@ def test_a_stop_is_heeded_while_images_are_postponed(tmp_path):
             stop.set()
             error = ImageError("too many open files")
             error.__cause__ = OSError(24, "too many open files")
-            yield Prediction(item.path, Thresholds(), problem=error)
+            yield Prediction(item.path, Thresholds(), problem=error), {}
 
     with Record(tmp_path / "record.jsonl") as record:
         assert [*follow(Watch(tmp_path, settle=0.0), record, predict, stop)] == []

@@ -114,6 +114,22 @@ def test_exif_rotation_is_undone(photo, tmp_path):
     assert np.array_equal(np.asarray(read_image(path)), expected)
 
 
+@settings(max_examples=40, deadline=None)
+@given(size=st.tuples(st.integers(8, 400), st.integers(8, 400)), least=st.integers(1, 300), turned=st.booleans())
+def test_a_jpeg_is_decoded_at_the_smallest_fraction_that_is_large_enough(tmp_path_factory, size, least, turned):
+    path, exif = tmp_path_factory.mktemp("reduced") / "photo.jpg", Image.Exif()
+    exif[0x0112] = 6 if turned else 1
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    saved(smooth.resize(size, Image.Resampling.BICUBIC), path, quality=95, exif=exif)
+    whole = read_image(path)
+    by = max(by for by in (1, 2, 4, 8) if by == 1 or min(size) // by >= least)
+    found = read_image(path, least)
+    assert found.size == (-(-whole.width // by), -(-whole.height // by))
+    np.testing.assert_allclose(np.asarray(found), np.asarray(whole.reduce(by)), atol=20)
+    saved(whole, path.with_suffix(".png"))
+    assert read_image(path.with_suffix(".png"), least).size == whole.size
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(50), b"%!PS-Adobe-3.0 EPSF-3.0\n"]
 )
@@ -261,6 +277,21 @@ def test_samples_come_in_order_with_masks(data_root):
     batches = [as_tensor(batch) for batch in batched(samples, 5)]
     assert [len(batch) for batch in batches] == [5, 5, 4]
     assert np.array_equal(torch.cat(batches)[3].permute(1, 2, 0), samples[3].image)
+
+
+def test_a_sample_of_a_reduced_jpeg_has_the_size_and_the_mask_of_the_whole(photo, tmp_path):
+    smooth = photo.resize((6, 5)).resize((803, 600), Image.Resampling.BICUBIC)
+    image = saved(smooth, tmp_path / "photo.jpg", quality=95)
+    mask = Image.new("L", (803, 600))
+    mask.paste(255, (200, 300, 400, 500))
+    item, config = Item(image, "hole", saved(mask, tmp_path / "mask.png")), Config(resize=(100, 150), crop=())
+    (whole,) = ImageLoader([item], Transform.of(config), workers=1, keep_originals=True)
+    reduced = replace(config, decode="reduced")
+    (sample,) = ImageLoader([item], Transform.of(reduced), workers=1, keep_originals=True, strict=True)
+    assert (whole.original.size, sample.original.size) == ((803, 600), (201, 150))
+    assert sample.size == whole.size == (803, 600)
+    assert np.array_equal(sample.mask, whole.mask)
+    assert abs(sample.image.astype(int) - whole.image).mean() < 5
 
 
 @pytest.fixture

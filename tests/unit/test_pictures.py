@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from padim.calibration import Thresholds
+from padim.data.images import drawable
 from padim.data.items import Item
 from padim.data.loader import Sample
 from padim.data.transform import Box
 from padim.pipeline.predict import Prediction
 from padim.report.colours import ColourScale
-from padim.report.overlay import border
+from padim.report.overlay import border, overlay
 from padim.report.panel import panel
 from padim.report.pictures import Pictures
 
@@ -104,14 +105,29 @@ def test_a_very_large_image_is_drawn_smaller_and_its_mask_is_not(prediction, tmp
     files = pictures.write(tmp_path / "exact", prediction)
     with Image.open(files["mask"]) as mask:
         exact = np.asarray(mask)
-    monkeypatch.setattr("padim.report.overlay._MOST_PIXELS", 10_000)
-    files = pictures.write(tmp_path / "reduced", prediction)
+    monkeypatch.setattr("padim.data.images._MOST_PIXELS", 10_000)
+    sample = replace(prediction.sample, original=drawable(prediction.sample.original))
+    files = pictures.write(tmp_path / "reduced", replace(prediction, sample=sample))
     with Image.open(files["heatmap"]) as heatmap, Image.open(files["mask"]) as mask:
         assert heatmap.size == (200, 50)
         mask = np.asarray(mask)
     assert mask.shape == exact.shape
     assert exact.any()
     assert not (mask != exact)[~border(exact > 0)].any()
+
+
+def test_what_was_decoded_at_reduced_size_is_drawn_at_that_size(prediction, tmp_path):
+    """The picture shows the same as that of the whole image, reduced."""
+    seen = replace(prediction, seen=Box(100, 0, 300, 100))
+    sample = replace(seen.sample, original=seen.sample.original.reduce(2))
+    whole, half = overlay(seen, SCALE), overlay(replace(seen, sample=sample), SCALE)
+    assert (whole.size, half.size) == ((400, 100), (200, 50))
+    expected = np.asarray(whole.reduce(2)).astype(int)[:, :190]  # the bar's width is in whole pixels
+    assert abs(np.asarray(half)[:, :190] - expected).mean() < 5
+    files = Pictures(tmp_path, SCALE, mask=True, panel=True).write("part", replace(seen, sample=sample))
+    with Image.open(files["mask"]) as mask:
+        assert mask.size == (400, 100)
+        assert mask.getbbox()[0] == pytest.approx(100 + 20 / 64 * 200, abs=3)
 
 
 @pytest.mark.slow

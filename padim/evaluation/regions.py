@@ -72,4 +72,6 @@ def anomalous_regions(
 def _labelled(anomaly_map: NDArray[np.floating], threshold: float) -> tuple[NDArray[np.int32], NDArray[np.floating]]:
     """The connected pixels that reach a threshold, numbered from 1, `[h, w]`, and the peak of each region."""
     labels, count = scipy.ndimage.label(anomaly_map >= threshold, structure=EIGHT_CONNECTED)
-    return labels, np.asarray(scipy.ndimage.maximum(anomaly_map, labels, range(1, count + 1)))
+    found, peaks = labels > 0, np.full(count, -np.inf, dtype=anomaly_map.dtype)
+    np.maximum.at(peaks, labels[found] - 1, anomaly_map[found])  # scipy.ndimage.maximum would sort all pixels
+    return labels, peaks

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
+
+from padim.evaluation.regions import connected
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating]
@@ -17,9 +18,6 @@ Ints = NDArray[np.integer]
 
 # The false-positive rate up to which AUPRO is measured.
 PRO_LIMIT = 0.3
-
-# Pixels that touch at a corner belong to one region.
-EIGHT_CONNECTED = np.ones((3, 3))
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ def pro_curve(masks: Bools, maps: Floats) -> Curve:
     """
     weights = []
     for mask, seen in zip(masks, ~np.isnan(maps), strict=True):
-        regions, _ = scipy.ndimage.label(mask, structure=EIGHT_CONNECTED)
+        regions, _ = connected(mask)
         inside = regions[mask & seen]
         weights.append(1 / np.bincount(inside)[inside])  # every region counts as much as any other
     return Curve.of(*seen_pixels(masks, maps), np.concatenate(weights))

@@ -6,12 +6,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
 
 from padim.calibration import shortest
 from padim.data.transform import Box
-from padim.evaluation.metrics import EIGHT_CONNECTED
 
 
 class Region(NamedTuple):
@@ -49,6 +47,8 @@ def anomalous_regions(
         seen: the part of the original image that the map covers, in its pixels.
         peak: the distance that the highest pixel of a region has to reach; any, by default.
     """
+    import scipy.ndimage
+
     labels, peaks = _labelled(anomaly_map, threshold)
     x, y = (seen.right - seen.left) / anomaly_map.shape[1], (seen.bottom - seen.top) / anomaly_map.shape[0]
     areas = np.bincount(labels.ravel(), minlength=len(peaks) + 1)[1:]
@@ -69,9 +69,17 @@ def anomalous_regions(
     return sorted(regions, key=lambda region: -region.peak)
 
 
+def connected(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
+    """The 8-connected regions of a mask `[h, w]`, numbered from 1, 0 being what is outside, and how many there are."""
+    import scipy.ndimage  # which takes a third of a normal image's verdict to import, and that one does without
+
+    labels, count = scipy.ndimage.label(mask, structure=np.ones((3, 3)))
+    return labels, count
+
+
 def _labelled(anomaly_map: NDArray[np.floating], threshold: float) -> tuple[NDArray[np.int32], NDArray[np.floating]]:
     """The connected pixels that reach a threshold, numbered from 1, `[h, w]`, and the peak of each region."""
-    labels, count = scipy.ndimage.label(anomaly_map >= threshold, structure=EIGHT_CONNECTED)
+    labels, count = connected(anomaly_map >= threshold)
     found, peaks = labels > 0, np.full(count, -np.inf, dtype=anomaly_map.dtype)
     np.maximum.at(peaks, labels[found] - 1, anomaly_map[found])  # scipy.ndimage.maximum would sort all pixels
     return labels, peaks

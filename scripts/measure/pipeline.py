@@ -1,9 +1,9 @@
 """How fast padim-predict works through a folder, beside the rate that each of its stages has alone.
 
-    python scripts/measure/pipeline.py IMAGES --model FILE [--count 1000] [--repeats 3]
+    python scripts/measure/pipeline.py IMAGES --model FILE [--count 1000] [--repeats 3] [--jpeg SIDE]
 
 The script takes that many photos, the same ones again under other names if there are fewer, as they are or, with
-`--jpeg`, as JPEG files. It measures reading, scoring and pictures, each on the threads that it has in the command, and
+`--jpeg`, as square JPEG files of that side. It measures reading, scoring and pictures, each on the threads that it has in the command, and
 then the command, without and with pictures, all in turn. It prints a JSON object of medians: images per second, the
 milliseconds of CPU time that an image takes, and what share the command reaches of the slowest stage's rate, and of
 what the cores allow when all stages share them, which is less on a machine with few of them.
@@ -47,7 +47,7 @@ def main() -> None:
         sources = [*collect_images([options.images])]
         for number, source in enumerate(islice(cycle(sources), options.count)):
             if options.jpeg:
-                read_image(source).save(photos / f"{number:05}.jpg", quality=90)
+                read_image(source).resize((options.jpeg,) * 2).save(photos / f"{number:05}.jpg", quality=90)
             else:
                 os.link(source, photos / f"{number:05}{source.suffix}")
         works = _works(options, photos, scratch / "out")
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     result.add_argument("--model", type=Path, required=True)
     result.add_argument("--count", type=int, default=1000)
     result.add_argument("--repeats", type=int, default=3)
-    result.add_argument("--jpeg", action="store_true")
+    result.add_argument("--jpeg", type=int, metavar="SIDE")
     return result
 
 

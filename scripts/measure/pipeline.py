@@ -3,10 +3,10 @@
     python scripts/measure/pipeline.py IMAGES --model FILE [--count 1000] [--repeats 3] [--jpeg SIDE]
 
 The script takes that many photos, the same ones again under other names if there are fewer, as they are or, with
-`--jpeg`, as square JPEG files of that side. It measures reading, scoring and pictures, each on the threads that it has in the command, and
-then the command, without and with pictures, all in turn. It prints a JSON object of medians: images per second, the
-milliseconds of CPU time that an image takes, and what share the command reaches of the slowest stage's rate, and of
-what the cores allow when all stages share them, which is less on a machine with few of them.
+`--jpeg`, as square JPEG files of that side. It measures reading, scoring and pictures, each on the threads that it has
+in the command, and then the command, without and with pictures, all in turn. It prints a JSON object of medians: images
+per second, the milliseconds of CPU time that an image takes, and what share the command reaches of the slowest stage's
+rate, and of what the cores allow when all stages share them, which is less on a machine with few of them.
 """
 
 from __future__ import annotations

@@ -257,10 +257,10 @@ def _fit_options(options: argparse.Namespace) -> FitOptions:
 
 def _config(options: argparse.Namespace) -> BaseConfig:
     """The configuration that the options ask for; images of one's own keep their proportions, unless they say else."""
-    if getattr(options, "update", None):
-        return _updated_config(options)
     if options.precision == AUTO:
         options.precision = precision_on(pick_device(options.device), AUTO)
+    if getattr(options, "update", None):
+        return _updated_config(options)
     config = config_from(options)
     if not options.normal or asks_for_size(options):
         return config

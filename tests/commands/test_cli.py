@@ -495,6 +495,7 @@ def test_update_takes_more_images_into_a_model(data_root, weights_file, run, tmp
     for options, message in (
         (["--channels", 5], "--update keeps the configuration"),
         (["--preset", "demo"], "--update keeps the configuration"),
+        (["--precision", "auto"], "--update keeps the configuration"),
         ([], "trained without --keep-moments"),
     ):
         for look in ([], ["--dry-run"]):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import SMALL
 from PIL import Image
+from processes import ranks
 
 from padim import Config, Padim
 from padim.config import preset_path
@@ -150,12 +151,10 @@ def test_an_exported_model_is_aligned_without_torch(runs, root, run, tmp_path):
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_share_one_frame(processes, root, weights_file, tmp_path):
     """The reference is that of the first one's images; all poses and the whole coverage are in the model."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     where = ["--data", root, "--weights", weights_file, "--output", tmp_path, "--device", "cpu", "--json"]
-    module = ["-m", "padim.cli.train", "--category", "plate", "--align", "rotate", *PROTOCOL, *where, "--eval"]
-    process = subprocess.run([*map(str, [*command, *module])], capture_output=True, text=True, timeout=120)
-    assert process.returncode == 0, process.stderr
-    summary, figures = map(json.loads, process.stdout.splitlines())
+    code, out, err = ranks(processes, "--category", "plate", "--align", "rotate", *PROTOCOL, *where, "--eval")
+    assert code == 0, err
+    summary, figures = map(json.loads, out.splitlines())
     assert summary["images"] == 16
     assert figures["poses_not_found"] == 0
     alignment = Padim.load(tmp_path / "plate/model.safetensors").alignment
@@ -171,12 +170,10 @@ def test_ranks_without_an_image_take_part(broken, root, weights_file, tmp_path):
     normal.mkdir()
     for number, path in enumerate(sorted((root / "plate/train/good").iterdir())[:3]):
         (normal / path.name).write_bytes(b"" if number in broken else path.read_bytes())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
     where = ["--normal", normal, "--weights", weights_file, "--output", tmp_path, "--device", "cpu", "--json"]
-    module = ["-m", "padim.cli.train", "--align", "rotate", *PROTOCOL, *where]
-    process = subprocess.run([*map(str, [*command, *module])], capture_output=True, text=True, timeout=120)
-    assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout)["images"] == 3 - len(broken)
+    code, out, err = ranks(4, "--align", "rotate", *PROTOCOL, *where)
+    assert code == 0, err
+    assert json.loads(out)["images"] == 3 - len(broken)
     assert np.abs(Padim.load(tmp_path / "normal/model.safetensors").alignment.reference).max() > 0
 
 

@@ -153,10 +153,10 @@ def test_a_finished_model_is_lengthened(data_root, weights_file, run, tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(data_root, weights_file, run, tmp_path):
     where = ["--data", data_root, "--weights", weights_file]
-    many = [*FEW, "--steps", 30, *where]
+    many = [*FEW, "--steps", 20, *where]
     assert run("train", *many, "--output", tmp_path / "whole").code == 0
-    parts = [*many, "--output", tmp_path / "parts", "--checkpoint-steps", 1]
-    arguments = [sys.executable, "-m", "padim.cli.train", *map(str, parts)]
+    parts = [*many, "--output", tmp_path / "parts"]
+    arguments = [sys.executable, "-m", "padim.cli.train", *map(str, parts), "--checkpoint-steps", "1"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until((tmp_path / "parts/texture/checkpoint.safetensors").exists, process)
     process.send_signal(signal.SIGINT)

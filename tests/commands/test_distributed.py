@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 from oracles import LIMIT, until
 from PIL import Image
+from processes import free_port, ranks
 
 from padim import Padim
 
@@ -22,9 +22,11 @@ SMALL = ["--category", "texture", "--resize", 64, "--crop", 64, "--channels", 20
 
 
 def torchrun(processes, *arguments):
+    """padim-train under torchrun: exit code, and what all processes printed and complained of."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    module = ["-m", "padim.cli.train", *SMALL, *arguments]
-    return subprocess.run([*map(str, [*command, *module])], capture_output=True, text=True, timeout=2 * LIMIT)
+    module = ["-m", "padim.cli.train", *arguments]
+    found = subprocess.run([*map(str, [*command, *module])], capture_output=True, text=True, timeout=2 * LIMIT)
+    return found.returncode, found.stdout, found.stderr
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +41,20 @@ def few(data_root, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "which"), [(2, "all"), (2, "tiles"), (2, "trimmed"), (4, "all"), (4, "few")])
-def test_the_model_is_that_of_one_process(processes, which, data_root, few, weights_file, run, tmp_path):
+@pytest.mark.parametrize(
+    ("start", "processes", "which"),
+    [(torchrun, 2, "all"), (ranks, 2, "tiles"), (ranks, 2, "trimmed"), (ranks, 4, "all"), (ranks, 4, "few")],
+)
+def test_the_model_is_that_of_one_process(start, processes, which, data_root, few, weights_file, run, tmp_path):
     """Eight images, or three and a broken one: even and uneven shares, and one without an image."""
     root = few if which == "few" else data_root
     tiles = ["--tile", 32, "--tile-overlap", 16] if which == "tiles" else []
     trim = ["--trim", 0.2] if which == "trimmed" else []
     where = ["--data", root, "--weights", weights_file, "--device", "cpu", "--json", *tiles, *trim]
     alone = run("train", *SMALL, *where, "--output", tmp_path / "alone")
-    together = torchrun(processes, *where, "--output", tmp_path / "together", "--eval")
-    assert (alone.code, together.returncode) == (0, 0), together.stderr
-    summary, figures = map(json.loads, together.stdout.splitlines())  # of the first process alone
+    code, out, err = start(processes, *SMALL, *where, "--output", tmp_path / "together", "--eval")
+    assert (alone.code, code) == (0, 0), err
+    summary, figures = map(json.loads, out.splitlines())  # of the first process alone
     expected = json.loads(alone.out)
     for key in ("images", "skipped", "false_alarm_rate"):
         assert summary[key] == expected[key]
@@ -80,10 +85,7 @@ time.sleep(1000)
 
 @pytest.mark.slow
 def test_a_process_that_dies_stops_the_others(data_root, weights_file, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
     model = tmp_path / "texture/model.safetensors"
     model.parent.mkdir()
     model.write_text("an older one")
@@ -105,16 +107,14 @@ def test_a_process_that_dies_stops_the_others(data_root, weights_file, tmp_path)
 
 @pytest.mark.slow
 def test_a_mistake_stops_all_of_them(data_root, weights_file, tmp_path):
-    result = torchrun(2, "--data", data_root, "--weights", weights_file, "--output", tmp_path, "--epsilon", 0, "--json")
-    assert result.returncode != 0
-    assert "epsilon 0 is lost in the rounding errors of large variances: use a larger epsilon" in result.stderr
+    where = ["--data", data_root, "--weights", weights_file, "--output", tmp_path]
+    code, _, err = torchrun(2, *SMALL, *where, "--epsilon", 0, "--json")
+    assert code != 0
+    assert "epsilon 0 is lost in the rounding errors of large variances: use a larger epsilon" in err
     assert list((tmp_path / "texture").iterdir()) == []
-    cutpaste = ["--method", "cutpaste", "--resize", 32, 32, "--data", data_root, "--weights", weights_file]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "padim.cli.train", "--category", "texture", *cutpaste, "--output", tmp_path]
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=2 * LIMIT)
-    assert result.returncode != 0
-    assert "cutpaste trains in one process: start it without torchrun" in result.stderr
+    code, _, err = ranks(2, "--category", "texture", "--method", "cutpaste", "--resize", 32, 32, *where)
+    assert code != 0
+    assert "cutpaste trains in one process: start it without torchrun" in err
 
 
 @pytest.mark.slow

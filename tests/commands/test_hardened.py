@@ -149,14 +149,25 @@ def test_codes_in_names_do_not_reach_the_terminal(run, data_root, weights_file, 
     assert all(text.replace("\n", "").isprintable() for text in (trained.out, trained.err, seen.out, seen.err))
 
 
-@pytest.mark.slow
-def test_extreme_thresholds_and_a_home_that_can_not_be_written_to(model, data_root, tmp_path):
+@pytest.fixture
+def pictures(model, data_root, tmp_path):
+    """The arguments of a prediction that draws all that there is to draw."""
     image = next((data_root / "texture/test").rglob("*.png"))
-    for threshold in ("1e30", "1e-320", "0", "-5"):
-        options = ["--model", model, image, f"--threshold={threshold}", "--out", tmp_path / "out", "--panel", "--mask"]
-        found = command("predict", *options, HOME="/dev/null", XDG_CONFIG_HOME="", XDG_CACHE_HOME="")
-        assert found.returncode == 0
-        assert found.stderr.count("\n") == 1, found.stderr  # how many images there were
+    return ["--model", model, image, "--out", tmp_path / "out", "--panel", "--mask"]
+
+
+@pytest.mark.parametrize("threshold", ["1e30", "1e-320", "0", "-5"])
+def test_extreme_thresholds(threshold, pictures, run):
+    found = run("predict", *pictures, f"--threshold={threshold}")
+    assert found.code == 0
+    assert found.err.count("\n") == 1, found.err  # how many images there were
+
+
+@pytest.mark.slow
+def test_a_home_that_can_not_be_written_to(pictures):
+    found = command("predict", *pictures, HOME="/dev/null", XDG_CONFIG_HOME="", XDG_CACHE_HOME="")
+    assert found.returncode == 0
+    assert found.stderr.count("\n") == 1, found.stderr
 
 
 # Paths

@@ -103,12 +103,12 @@ def devices(tensors):
 )
 def test_fit_calibration_update_and_scores_stay_on_the_gpu(changes, precision, gpu):
     config = dataclasses.replace(SMALL, precision=precision, **changes)
-    model = fitted(Padim(config, weights=gpu, device="cuda"), images(40), keep_moments=True)
+    model = fitted(Padim(config, weights=gpu, device="cuda"), images(12), keep_moments=True)
     assert devices([*model.buffers(), *model.parameters(), *model.moments.sums()]) == {"cuda"}
     scores = model.score(images(4)[0])
     assert devices([scores.images, scores.maps]) == {"cuda"}
     assert model.score_pixels(np.zeros((2, 64, 64, 3), dtype=np.uint8)).maps.shape == (2, 64, 64)
-    fitted(model, images(40), update=True)
+    fitted(model, images(12), update=True)
     assert devices([*model.gaussian.buffers(), *model.moments.sums()]) == {"cuda"}
     assert model.tensors(FitOptions()).keys() >= {"mean.0", "factor.0.0", "moments.shift.0"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import weakref
@@ -23,10 +24,10 @@ _FORKSERVER.set_forkserver_preload(
 class Command:
     """A command that runs."""
 
-    def __init__(self, name, *arguments):
+    def __init__(self, name, *arguments, **environment):
         self.folder = Path(tempfile.mkdtemp())
         weakref.finalize(self, shutil.rmtree, self.folder)
-        self.process = _FORKSERVER.Process(target=_run, args=(self.folder, name, [*map(str, arguments)]))
+        self.process = _FORKSERVER.Process(target=_run, args=(self.folder, name, [*map(str, arguments)], environment))
         self.process.start()
 
     def finish(self):
@@ -42,7 +43,8 @@ class Command:
         self.process.join()
 
 
-def _run(folder, name, arguments):
+def _run(folder, name, arguments, environment):
+    os.environ.update(environment)
     for file, stream in (("out", sys.stdout), ("err", sys.stderr)):
         os.dup2(os.open(folder / file, os.O_WRONLY | os.O_CREAT), stream.fileno())
     sys.exit(importlib.import_module(f"padim.cli.{name}").main(arguments))
@@ -51,3 +53,19 @@ def _run(folder, name, arguments):
 def train(output, data_root, weights_file, *options):
     """padim-train of a small model of the category texture."""
     return Command("train", *SMALL, "--data", data_root, "--weights", weights_file, "--output", output, *options)
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
+
+
+def ranks(count, *arguments):
+    """padim-train in as many processes as torchrun would start: exit code, and what all printed and complained of."""
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": str(count)}
+    common["TORCHELASTIC_RUN_ID"] = "test"
+    started = [Command("train", *arguments, **common, RANK=str(rank)) for rank in range(count)]
+    codes, outputs, complaints = zip(*(command.finish() for command in started))
+    return max(map(abs, codes)), "".join(outputs), "".join(complaints)

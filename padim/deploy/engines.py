@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from padim.deploy.memory import bounded_arena, bounded_loading
+from padim.deploy.memory import bounded_arena, bounded_loading, files_beside
 from padim.deploy.operators import check_operators
 from padim.errors import PadimError, first_line
 from padim.storage.files import utf8_path
@@ -102,6 +102,10 @@ def _onnxruntime(path: Path, device: str, precision: str, threads: int) -> Sessi
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors are raised, and said once
+    if hasattr(options, "add_external_initializers_from_files_in_memory"):  # after 1.23; others stay bound to the file
+        beside = {file.name: np.memmap(file, np.uint8, "r") for file in files_beside(path) if file.stat().st_size}
+        sizes = [tensors.nbytes for tensors in beside.values()]
+        options.add_external_initializers_from_files_in_memory([*beside], [*beside.values()], sizes)
     with bounded_arena(onnxruntime, options) if kind == "cpu" else nullcontext():
         session = onnxruntime.InferenceSession(
             path,

@@ -6,6 +6,7 @@ Runtime takes its memory from an arena, which has a limit of its own.
 
 from __future__ import annotations
 
+import glob
 import sys
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,11 @@ ANY_SIZE, PER_BYTE, PER_THREAD = 2**30, 8, 2**24
 _one_at_a_time = threading.Lock()
 
 
+def files_beside(path: Path) -> list[Path]:
+    """The files that have the tensors which an exported file itself can't hold."""
+    return [*path.parent.glob(f"{glob.escape(path.name)}.*.data")]
+
+
 @contextmanager
 def bounded_loading(path: Path) -> Iterator[None]:
     """Within, memory ends where no export of the size of this file needs more; Linux alone can do that."""
@@ -31,7 +37,7 @@ def bounded_loading(path: Path) -> Iterator[None]:
         return
     import resource
 
-    size = sum(file.stat().st_size for file in (path, *path.parent.glob(f"{path.name}.*.data")))
+    size = sum(file.stat().st_size for file in (path, *files_beside(path)))
     with _one_at_a_time:
         before = soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         most = writable_memory_bytes() + ANY_SIZE + PER_BYTE * size + PER_THREAD * cores()

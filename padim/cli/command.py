@@ -55,7 +55,7 @@ def command(run: Command) -> Command:
         _open_descriptors()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
-        for library in ("PIL", "torch.cuda"):  # what is wrong with an image or a GPU is said by us
+        for library in ("PIL", "torch.cuda", "joblib"):  # what is wrong with images or the machine is said by us
             warnings.filterwarnings("ignore", module=library)
         handler = logging.StreamHandler()
         handler.setFormatter(OneLine("%(levelname)s: %(message)s"))

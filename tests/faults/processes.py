@@ -23,10 +23,11 @@ _FORKSERVER.set_forkserver_preload(
 class Command:
     """A command that runs."""
 
-    def __init__(self, name, *arguments):
+    def __init__(self, name, *arguments, prepare=None):
+        """Start it; before that, its process calls what prepares it."""
         self.folder = Path(tempfile.mkdtemp())
         weakref.finalize(self, shutil.rmtree, self.folder)
-        self.process = _FORKSERVER.Process(target=_run, args=(self.folder, name, [*map(str, arguments)]))
+        self.process = _FORKSERVER.Process(target=_run, args=(self.folder, name, [*map(str, arguments)], prepare))
         self.process.start()
 
     def finish(self):
@@ -42,7 +43,9 @@ class Command:
         self.process.join()
 
 
-def _run(folder, name, arguments):
+def _run(folder, name, arguments, prepare):
+    if prepare:
+        prepare()
     for file, stream in (("out", sys.stdout), ("err", sys.stderr)):
         os.dup2(os.open(folder / file, os.O_WRONLY | os.O_CREAT), stream.fileno())
     sys.exit(importlib.import_module(f"padim.cli.{name}").main(arguments))

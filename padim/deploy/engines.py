@@ -102,7 +102,8 @@ def _onnxruntime(path: Path, device: str, precision: str, threads: int) -> Sessi
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors are raised, and said once
-    if hasattr(options, "add_external_initializers_from_files_in_memory"):  # after 1.23; others stay bound to the file
+    if kind == "cpu" and hasattr(options, "add_external_initializers_from_files_in_memory"):  # since 1.24
+        # They are copied, and not bound to a file that may change.
         beside = {file.name: np.memmap(file, np.uint8, "r") for file in files_beside(path) if file.stat().st_size}
         sizes = [tensors.nbytes for tensors in beside.values()]
         options.add_external_initializers_from_files_in_memory([*beside], [*beside.values()], sizes)

@@ -78,6 +78,7 @@ class Backend:
 
 
 def _check_semaphores() -> None:
+    """Raise a PadimError where processes have nothing to wait for each other with."""
     try:
         multiprocessing.Semaphore()
     except (ImportError, OSError) as error:

@@ -28,6 +28,8 @@ from padim.deploy import export, memory
 from padim.deploy.runtime import Runtime
 from padim.system.machine import peak_memory_bytes, reset_peak_memory
 
+VERSION = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
+
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_maps_and_scores_are_torchs_for_any_batch(exported, count):
@@ -104,7 +106,8 @@ def test_what_one_file_cannot_hold_lies_beside_it(exported, tmp_path, monkeypatc
     loaded = Runtime.load(path)
     with beside.open("r+b") as file:  # in place
         file.write(bytes(beside.stat().st_size))
-    np.testing.assert_array_equal(loaded.score_pixels(pixels).maps, whole.maps)
+    if VERSION >= (1, 24):  # others are bound to the file
+        np.testing.assert_array_equal(loaded.score_pixels(pixels).maps, whole.maps)
 
     beside.unlink()
     with pytest.raises(PadimError, match="damaged"):
@@ -311,9 +314,6 @@ def test_a_file_of_countless_fields_is_given_up(tmp_path):
     (tmp_path / "many.onnx").write_bytes(b"\x08\x01" * 1_500_000)
     with pytest.raises(PadimError, match="is damaged, not an ONNX model"):
         Runtime.load(tmp_path / "many.onnx")
-
-
-VERSION = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
 
 
 def asking(model, count, constant):

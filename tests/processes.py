@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 import weakref
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,10 +25,11 @@ _FORKSERVER.set_forkserver_preload(
 class Command:
     """A command that runs."""
 
-    def __init__(self, name, *arguments, **environment):
+    def __init__(self, name, *arguments, prepare=None):
+        """Start it; before that, its process calls what prepares it."""
         self.folder = Path(tempfile.mkdtemp())
         weakref.finalize(self, shutil.rmtree, self.folder)
-        self.process = _FORKSERVER.Process(target=_run, args=(self.folder, name, [*map(str, arguments)], environment))
+        self.process = _FORKSERVER.Process(target=_run, args=(self.folder, name, [*map(str, arguments)], prepare))
         self.process.start()
 
     def finish(self):
@@ -43,8 +45,9 @@ class Command:
         self.process.join()
 
 
-def _run(folder, name, arguments, environment):
-    os.environ.update(environment)
+def _run(folder, name, arguments, prepare):
+    if prepare:
+        prepare()
     for file, stream in (("out", sys.stdout), ("err", sys.stderr)):
         os.dup2(os.open(folder / file, os.O_WRONLY | os.O_CREAT), stream.fileno())
     sys.exit(importlib.import_module(f"padim.cli.{name}").main(arguments))
@@ -66,6 +69,12 @@ def ranks(count, *arguments):
     """padim-train in as many processes as torchrun would start: exit code, and what all printed and complained of."""
     common = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": str(count)}
     common["TORCHELASTIC_RUN_ID"] = "test"
-    started = [Command("train", *arguments, **common, RANK=str(rank)) for rank in range(count)]
+    started = [
+        Command("train", *arguments, prepare=partial(_join, common | {"RANK": str(rank)})) for rank in range(count)
+    ]
     codes, outputs, complaints = zip(*(command.finish() for command in started))
     return max(map(abs, codes)), "".join(outputs), "".join(complaints)
+
+
+def _join(environment):
+    os.environ.update(environment)

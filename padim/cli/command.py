@@ -55,7 +55,8 @@ def command(run: Command) -> Command:
         _open_descriptors()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
-        warnings.filterwarnings("ignore", module="PIL")  # what is wrong with an image is said by us
+        for library in ("PIL", "torch.cuda", "joblib"):  # what is wrong with images or the machine is said by us
+            warnings.filterwarnings("ignore", module=library)
         handler = logging.StreamHandler()
         handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
         logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
@@ -69,9 +70,10 @@ def command(run: Command) -> Command:
             log.error("%s", error)
             return USER_ERROR
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            advice = _shortage(error)
+            if advice is None:
                 raise
-            log.error("out of memory: take a smaller --batch-size, smaller images or fewer --channels")
+            log.error("%s", advice)
             return USER_ERROR
         except KeyboardInterrupt as stop:
             print("interrupted", file=sys.stderr)
@@ -117,10 +119,14 @@ def _is_open(descriptor: int) -> bool:
     return True
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, torch on a GPU or torch on the CPU ran out of memory; the last has no class of its own."""
-    kinds = {"MemoryError", "_ArrayMemoryError", "OutOfMemoryError"}
-    return type(error).__name__ in kinds or "can't allocate memory" in str(error)
+def _shortage(error: Exception) -> str | None:
+    """What to do if Python, torch on the CPU or torch on a GPU ran out of memory; None if it is another error."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return "out of memory: take a smaller --batch-size, smaller images or fewer --channels"
+    if "out of memory" in text or "ALLOC_FAILED" in text:  # of CUDA's libraries, some have classes of their own
+        return "the GPU is out of memory: take a smaller --batch-size, or --device cpu"
+    return None
 
 
 class Failures:

@@ -160,10 +160,10 @@ def pick_device(name: str) -> str:
     """
     import torch
 
-    from padim.system.device import find_device
+    from padim.system.device import best_device, find_device
 
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == AUTO:
+        name = best_device()
     if find_device(name).type == "cpu":
         torch.set_num_threads(max(1, cores() // 2))
     return name

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -99,6 +100,8 @@ def _resume(run: Training, checkpoint: Checkpoint) -> BestWeights:
     try:
         run.restore(*found)
         return BestWeights.restored(*found, run.network)
+    except torch.OutOfMemoryError:  # which is a RuntimeError, and no fault of the checkpoint
+        raise
     except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.path} is damaged: train without --resume") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,13 +78,22 @@ def images_in(folder: Path) -> list[Path]:
         raise PadimError(f"can't list {folder}: {error.strerror}") from error
 
 
-def images_below(folder: Path, *exclude: Path) -> Iterator[Path]:
+def _refuse(error: OSError) -> None:
+    """Raise a PadimError for a folder that can't be listed; one that has just gone has no images."""
+    if not isinstance(error, FileNotFoundError):
+        raise PadimError(f"can't list {error.filename}: {error.strerror}") from error
+
+
+def images_below(folder: Path, *exclude: Path, on_error: Callable[[OSError], None] = _refuse) -> Iterator[Path]:
     """Image files in a folder and those below it, sorted, but for folders that are excluded.
 
     Links to folders are not followed.
+
+    Raises:
+        PadimError: a folder can't be listed, unless `on_error` is told of that.
     """
     excluded = [*map(real, exclude)]
-    for here, folders, files in os.walk(folder):
+    for here, folders, files in os.walk(folder, onerror=on_error):
         folders[:] = sorted(name for name in folders if real(Path(here, name)) not in excluded)
         yield from (Path(here, name) for name in sorted(files) if Path(name).suffix.lower() in SUFFIXES)
 

@@ -7,6 +7,7 @@ processors that have it, and ONNX Runtime TensorFloat-32 on GPUs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from padim.deploy.memory import bounded_arena, bounded_loading, files_beside
 from padim.deploy.operators import check_operators
 from padim.errors import PadimError, first_line
 from padim.storage.files import utf8_path
@@ -68,7 +70,7 @@ def open_session(
         raise PadimError(f"there is no engine {engine!r}; there are {', '.join(ENGINES)}")
     try:
         check_operators(path)
-        with utf8_path(path) as opened:
+        with utf8_path(path) as opened, bounded_loading(path) if device == "cpu" else nullcontext():
             return ENGINES[engine](opened, device, precision, threads)
     except PadimError:
         raise
@@ -100,12 +102,18 @@ def _onnxruntime(path: Path, device: str, precision: str, threads: int) -> Sessi
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors are raised, and said once
-    session = onnxruntime.InferenceSession(
-        path,
-        options,
-        providers=[(_PROVIDERS[kind], settings), _PROVIDERS["cpu"]][: 1 if kind == "cpu" else 2],
-        enable_fallback=False,  # which would be said on stdout
-    )
+    if kind == "cpu" and hasattr(options, "add_external_initializers_from_files_in_memory"):  # since 1.24
+        # They are copied, and not bound to a file that may change.
+        beside = {file.name: np.memmap(file, np.uint8, "r") for file in files_beside(path) if file.stat().st_size}
+        sizes = [tensors.nbytes for tensors in beside.values()]
+        options.add_external_initializers_from_files_in_memory([*beside], [*beside.values()], sizes)
+    with bounded_arena(onnxruntime, options) if kind == "cpu" else nullcontext():
+        session = onnxruntime.InferenceSession(
+            path,
+            options,
+            providers=[(_PROVIDERS[kind], settings), _PROVIDERS["cpu"]][: 1 if kind == "cpu" else 2],
+            enable_fallback=False,  # which would be said on stdout
+        )
     if session.get_providers()[0] != _PROVIDERS[kind]:
         raise PadimError(f"ONNX Runtime can't start {device} here: are its driver and libraries installed?")
     return Session(

@@ -121,7 +121,9 @@ class Runtime:
             found = dict(zip(self.session.outputs, self.session.run(pixels.transpose(0, 3, 1, 2)), strict=True))
             usable = all(found[name].shape == shapes[name] and np.isfinite(found[name]).all() for name in names)
         except Exception as error:  # its classes are not public
-            raise PadimError(f"the model can't score these images: {first_line(error)}") from error
+            no_memory = "bfc_arena" in str(error)
+            reason = "they take more memory than is free" if no_memory else first_line(error)
+            raise PadimError(f"the model can't score these images: {reason}") from error
         if not usable:
             raise PadimError("the scores are not finite, or not one per image: export the model again")
         maps = found.get("maps")

@@ -147,6 +147,7 @@ class Watch:
         self._exclude = exclude
         self.folder, self.settle = folder, settle
         self._unfinished: dict[Path, tuple[Stamp, float]] = {}
+        self._unlisted: set[str] = set()
 
     def name(self, path: Path) -> str:
         """What an image is called in the record."""
@@ -157,7 +158,7 @@ class Watch:
         now = time.monotonic()
         before, self._unfinished = self._unfinished, {}
         found: dict[Path, Stamp] = {}
-        for path in images_below(self.folder, *self._exclude):
+        for path in images_below(self.folder, *self._exclude, on_error=self._say_once):
             try:
                 status = os.stat(path)
             except OSError:  # gone again
@@ -172,6 +173,12 @@ class Watch:
             if now - since >= self.settle:
                 found[path] = stamp
         return dict(sorted(found.items(), key=lambda entry: entry[1].modified_ns))
+
+    def _say_once(self, error: OSError) -> None:
+        """Say that a folder can't be listed, which is tried again."""
+        if not isinstance(error, FileNotFoundError) and error.filename not in self._unlisted:
+            log.warning("can't list %s, which will be tried again: %s", error.filename, error.strerror)
+            self._unlisted.add(error.filename)
 
     def postpone(self, path: Path) -> None:
         """Take an image for unfinished once more."""

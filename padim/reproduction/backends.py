@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -60,9 +61,11 @@ class Backend:
         """What performs runs; at the end, all processes are gone that were started for that.
 
         Raises:
-            PadimError: the backend is not installed, or there is no scheduler at the address.
+            PadimError: the backend is not installed, there is no scheduler at the address, or processes can't wait
+                for each other.
         """
         if self.name == "loky":
+            _check_semaphores()
             try:
                 yield partial(_by_loky, self.jobs)
             finally:
@@ -72,6 +75,15 @@ class Backend:
                 _check_scheduler(self.address)
             with _dask(self) if self.name == "dask" else _ray(self) as (submit, deaths):
                 yield partial(_by_cluster, submit, deaths)
+
+
+def _check_semaphores() -> None:
+    """Raise a PadimError where processes have nothing to wait for each other with."""
+    try:
+        multiprocessing.Semaphore()
+    except (ImportError, OSError) as error:
+        problem = f"{first_line(error)}; Linux needs a folder /dev/shm that can be written to"
+        raise PadimError(f"several processes can't be run here ({problem}): pass --jobs 1") from error
 
 
 def _by_loky(jobs: int, work: Work, runs: Sequence[Run]) -> Outcomes:

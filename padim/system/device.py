@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 
-from padim.errors import PadimError
+from padim.errors import PadimError, first_line
 from padim.system.machine import cores
+
+log = logging.getLogger(__name__)
+
+
+def best_device() -> str:
+    """The name of a GPU where there is one, else `cpu`; what keeps torch from using a GPU is logged in one line."""
+    with warnings.catch_warnings(record=True) as problems:
+        warnings.simplefilter("always")
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    for problem in problems:  # an old driver, say
+        log.warning("torch computes on %s: %s", name, first_line(Exception(problem.message)))
+    return name
 
 
 def find_device(name: str) -> torch.device:
     """The device of a name in torch's terms: `cpu`, `cuda`, `cuda:1`, `mps`.
 
     Raises:
-        PadimError: torch finds no such device.
+        PadimError: torch finds no such device, or can't compute on it.
     """
     try:
-        device = torch.empty(0, device=name).device
+        device = torch.zeros(1, device=name).device  # of a GPU that is too old, torch says so when it computes
     except Exception as error:  # of as many kinds as there are devices that torch was not built for
-        raise PadimError(f"torch finds no device {name!r} here: take cpu") from error
+        raise PadimError(f"torch finds no device {name!r} here: take cpu ({first_line(error)})") from error
     if device.type == "meta":
         raise PadimError("the device 'meta' computes nothing: take cpu")
     return device

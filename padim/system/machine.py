@@ -17,9 +17,26 @@ def cores() -> int:
 
 def available_memory_bytes() -> int:
     """How much memory is free for this process, by what the system says."""
+    free = _linux_bytes("meminfo", "MemAvailable")
+    if free is not None:
+        return free
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def writable_memory_bytes() -> int:
+    """How much memory this process has asked for, used or not, without shared memory; 0 where only Linux knows."""
+    return _linux_bytes("self/status", "VmData") or 0
+
+
+def _linux_bytes(file: str, name: str) -> int | None:
+    """A number of bytes that Linux gives in a file of `/proc`; None elsewhere."""
+    with suppress(OSError):
+        for line in Path("/proc", file).read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return 1024 * int(line.split()[1])
+    return None
 
 
 def cpu_model() -> str:
@@ -51,10 +68,9 @@ def peak_memory() -> dict[str, int]:
 
 def peak_memory_bytes() -> int:
     """The most memory that this process has had so far."""
-    with suppress(OSError):  # on Linux, whose `getrusage` counts what the process was started from, too
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
+    known = _linux_bytes("self/status", "VmHWM")
+    if known is not None:  # `getrusage` counts what the process was started from, too
+        return known
     try:
         import resource
     except ImportError:  # Windows

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import sysconfig
 import venv
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from conftest import SMALL
@@ -21,8 +24,11 @@ from PIL import Image
 
 import padim
 from padim import Padim, PadimError
-from padim.deploy import export
+from padim.deploy import export, memory
 from padim.deploy.runtime import Runtime
+from padim.system.machine import peak_memory_bytes, reset_peak_memory
+
+VERSION = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -96,6 +102,12 @@ def test_what_one_file_cannot_hold_lies_beside_it(exported, tmp_path, monkeypatc
         with pytest.raises(PadimError, match="not written"):
             export.export_onnx(model, path, storage)
         assert {entry: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+
+    loaded = Runtime.load(path)
+    with beside.open("r+b") as file:  # in place
+        file.write(bytes(beside.stat().st_size))
+    if VERSION >= (1, 24):  # others are bound to the file
+        np.testing.assert_array_equal(loaded.score_pixels(pixels).maps, whole.maps)
 
     beside.unlink()
     with pytest.raises(PadimError, match="damaged"):
@@ -302,3 +314,51 @@ def test_a_file_of_countless_fields_is_given_up(tmp_path):
     (tmp_path / "many.onnx").write_bytes(b"\x08\x01" * 1_500_000)
     with pytest.raises(PadimError, match="is damaged, not an ONNX model"):
         Runtime.load(tmp_path / "many.onnx")
+
+
+def asking(model, count, constant):
+    """A model that also computes 100 million bytes, so many times: from constants alone, or from the images as well."""
+    tensors = [onnx.numpy_helper.from_array(np.array([25_000_000]), "shape")]
+    nodes = [onnx.helper.make_node("Shape", ["images"], ["sizes"])]
+    nodes.append(onnx.helper.make_node("ReduceMax", ["sizes"], ["side"], keepdims=0))
+    nodes.append(onnx.helper.make_node("Cast", ["side"], ["of images"], to=1))
+    for number in range(count):
+        tensors.append(onnx.numpy_helper.from_array(np.float32(number), f"value {number}"))
+        value = f"value {number}" if constant else f"sum {number}"
+        nodes.append(onnx.helper.make_node("Add", [f"value {number}", "of images"], [f"sum {number}"]))
+        nodes.append(onnx.helper.make_node("Expand", [value, "shape"], [f"large {number}"]))
+        nodes.append(onnx.helper.make_node("Add", [f"large {number}", f"sum {number}"], [f"larger {number}"]))
+    nodes.append(onnx.helper.make_node("Max", [f"larger {number}" for number in range(count)], ["huge"]))
+    model.graph.initializer.extend(tensors)
+    model.graph.node.extend(nodes)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("huge", 1, [25_000_000]))
+    return model
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds it")
+def test_constants_that_would_fill_the_memory_do_not(exported, tmp_path, monkeypatch):
+    import resource
+
+    monkeypatch.setattr(memory, "ANY_SIZE", 2 * 10**8)
+    monkeypatch.setattr(memory, "cores", lambda: 1)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    onnx.save(asking(onnx.load(exported / "model.onnx"), 25, constant=True), tmp_path / "large.onnx")
+    reset_peak_memory()
+    start = peak_memory_bytes()
+    with suppress(PadimError):  # or ONNX Runtime leaves the constants that are too large for later
+        Runtime.load(tmp_path / "large.onnx")
+    assert peak_memory_bytes() - start < 10**9
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+@pytest.mark.skipif(VERSION < (1, 23), reason="ONNX Runtime keeps to the first limit")
+def test_a_graph_that_fills_the_memory_scores_nothing(exported, tmp_path, monkeypatch):
+    pixels = np.zeros((1, 64, 64, 3), dtype=np.uint8)
+    onnx.save(asking(onnx.load(exported / "model.onnx"), 4, constant=False), tmp_path / "large.onnx")
+    unbounded = Runtime.load(tmp_path / "large.onnx")
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 3 * 10**8)
+    bounded = Runtime.load(tmp_path / "large.onnx")
+    assert len(unbounded.score_pixels(pixels).images) == 1
+    with pytest.raises(PadimError, match="can't score these images: they take more memory than is free"):
+        bounded.score_pixels(pixels)
+    assert len(Runtime.load(exported / "model.onnx").score_pixels(pixels).images) == 1

@@ -7,9 +7,11 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import LIMIT
@@ -20,6 +22,7 @@ from padim.cli import eval as evaluation
 from padim.cli.protocol import config_from
 from padim.data.items import collect_images
 from padim.deploy.stream import Record
+from padim.extractor import Backbone
 from padim.system.device import find_device
 
 SMALL = ["--category", "texture", "--resize", 64, "--crop", 64, "--channels", 20]
@@ -90,6 +93,97 @@ def test_enormous_batches_and_no_threads(run, data_root, weights_file, tmp_path)
     for option, value in (("--workers", 257), ("--workers", 0), ("--batch-size", 2**63)):
         found = run("train", *SMALL, *where, option, value)
         assert (found.code, found.err.count("\n")) == (2, 1)
+
+
+# GPUs
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Lets torch fail on GPUs, in one way or the other, and see none."""
+
+    def fail(error):
+        zeros = torch.zeros
+
+        def made(*shape, device="cpu", **named):
+            if str(device).startswith("cuda"):
+                raise error
+            return zeros(*shape, device=device, **named)
+
+        def seen():
+            warnings.warn(f"CUDA initialization: {error}", stacklevel=1)
+            return False
+
+        monkeypatch.setattr(torch, "zeros", made)
+        monkeypatch.setattr(torch.cuda, "is_available", seen)
+
+    return fail
+
+
+TOO_OLD = (
+    "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by downloading"
+    " and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx Alternatively, go to: "
+    "https://pytorch.org to install a PyTorch version that has been compiled with your version of the CUDA driver."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("Found no NVIDIA driver on your system. Please check"), "Found no NVIDIA driver on your system"),
+        (AssertionError("Torch not compiled with CUDA enabled"), "Torch not compiled with CUDA enabled"),
+        (RuntimeError(TOO_OLD), "is too old (found version 11040). Please update your GPU driver"),
+        (RuntimeError("CUDA error: no kernel image is available\nCUDA kernel errors"), "no kernel image is available"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors"), "CUDA error: out of memory"),
+    ],
+    ids=["none", "torch without", "old driver", "old GPU", "full"],
+)
+def test_a_gpu_that_can_not_be_used_is_one_line(error, reason, gpu, run, model, data_root, weights_file, tmp_path):
+    gpu(error)
+    where = ["--data", data_root, "--output", tmp_path]
+    for name, *arguments in (
+        ("train", *SMALL, *where),
+        ("eval", "--model", model, *where),
+        ("predict", "--model", model, data_root / "texture/test"),
+        ("reproduce", *SMALL[:2], *where, "--weights", weights_file),
+    ):
+        found = run(name, *arguments, "--device", "cuda")
+        assert (found.code, found.out, found.err.count("\n")) == (2, "", 1), found.err
+        assert "torch finds no device 'cuda' here: take cpu" in found.err
+        assert reason in found.err
+
+
+def test_a_driver_that_is_too_old_is_spoken_of_where_no_device_is_named(gpu, run, model, data_root):
+    gpu(RuntimeError(TOO_OLD))
+    found = run("predict", "--model", model, data_root / "texture/test/good/000.png")
+    assert (found.code, found.err.count("\n")) == (0, 2)  # and how many images there were
+    assert "WARNING: torch computes on cpu: CUDA initialization: The NVIDIA driver on your" in found.err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+    ],
+    ids=["torch", "a library", "mps"],
+)
+def test_a_gpu_of_too_little_memory_is_one_line(error, run, model, data_root, weights_file, tmp_path, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Backbone, "forward", fail)
+    where = ["--data", data_root, "--output", tmp_path]
+    for name, *arguments in (
+        ("train", *SMALL, *where, "--weights", weights_file),
+        ("eval", "--model", model, *where),
+        ("predict", "--model", model, data_root / "texture/test"),
+    ):
+        found = run(name, *arguments)
+        assert (found.code, found.out, found.err.count("\n")) == (2, "", 1), found.err
+        assert "the GPU is out of memory: take a smaller --batch-size, or --device cpu" in found.err
+    assert not list(tmp_path.rglob("*.*"))
 
 
 # Streams

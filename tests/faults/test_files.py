@@ -362,6 +362,80 @@ def test_any_name_of_categories_weights_and_models(name, data_root, weights_file
         Runtime.load(exported)
 
 
+# Masks of any kind
+
+
+def stored(name, mask):
+    """A mask, 255 in defects and 0 elsewhere, as a picture of some kind."""
+    whole, palette = Image.fromarray(mask), Image.fromarray((mask == 0).astype(np.uint8))
+    palette.putpalette([255, 255, 255, 0, 0, 0])  # the first colour is white
+    transparent = whole.convert("RGBA")
+    transparent.putalpha(Image.fromarray(255 - mask))
+    return {
+        "16 bit": Image.fromarray(mask.astype(np.uint16) * 257),
+        "palette": palette,
+        "transparent": transparent,
+        "half as large": Image.fromarray(mask[::2, ::2]),
+        "all white": Image.new("L", whole.size, 255),
+        "inverted": Image.fromarray(255 - mask),
+        "another shape": Image.new("L", (64, 48), 255),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "used", "same"),
+    [
+        ("16 bit", 10, True),
+        ("palette", 10, True),
+        ("transparent", 10, True),
+        ("half as large", 10, False),
+        ("all white", 10, False),
+        ("inverted", 10, False),
+        ("another shape", 0, False),
+        ("empty", 0, False),
+    ],
+)
+def test_evaluations_take_masks_of_any_kind_or_say_why_not(name, used, same, trained, data_root, tmp_path, run):
+    shutil.copytree(data_root / "texture", tmp_path / "texture")
+    evaluate = ("eval", "--model", trained, "--output", tmp_path, "--json")
+    expected = json.loads(run(*evaluate, "--data", data_root).out)
+    for path in (tmp_path / "texture/ground_truth").rglob("*.png"):
+        path.write_bytes(b"") if name == "empty" else stored(name, np.asarray(Image.open(path).convert("L"))).save(path)
+    found = run(*evaluate, "--data", tmp_path)
+    figures = json.loads(found.out)
+    assert (found.code, figures["unmasked"], found.err.count("WARNING: mask not used")) == (0, 10 - used, 10 - used)
+    assert figures["image_auroc"] == expected["image_auroc"]
+    keys = ("pixel_auroc", "aupro", "pixel_ap", "pixel_f1_max")
+    assert ([figures[key] for key in keys] == [expected[key] for key in keys]) == same
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("16 bit", None),
+        ("palette", None),
+        ("transparent", None),
+        ("half as large", "is 32 x 32 pixels, the training images are 64 x 64"),
+        ("all white", "marks everything of what the model sees"),
+        ("another shape", "is 64 x 48 pixels, the training images are 64 x 64"),
+        ("empty", "can't read the image"),
+    ],
+)
+def test_pixels_to_ignore_are_marked_by_masks_of_any_kind(name, problem, weights_file, data_root, tmp_path, run):
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[:16, 8:40] = 255
+    Image.fromarray(mask).save(tmp_path / "plain.png")
+    (tmp_path / "mask.png").write_bytes(b"") if name == "empty" else stored(name, mask).save(tmp_path / "mask.png")
+    fit = ["train", *SMALL, "--data", data_root, "--weights", weights_file, "--output"]
+    found = run(*fit, tmp_path / "masked", "--ignore", tmp_path / "mask.png")
+    if problem:
+        assert (found.code, found.out, found.err.count("\n"), problem in found.err) == (2, "", 1, True), found.err
+        return
+    assert run(*fit, tmp_path / "plain", "--ignore", tmp_path / "plain.png").code == found.code == 0
+    files = [tmp_path / folder / "texture/model.safetensors" for folder in ("masked", "plain")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 # Faults of the machine, which say nothing of an image
 
 

@@ -8,9 +8,12 @@ import random
 import re
 import shutil
 import time
+from csv import DictReader
 
 import pytest
 from processes import SMALL, Command, train
+
+from padim.storage import tensorfile
 
 
 @pytest.fixture
@@ -106,6 +109,31 @@ def test_what_the_killed_leave_behind_goes_with_a_later_run(data_root, weights_f
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "train.json", ".padim-just-now.tmp"}
 
 
+def logged(path):
+    """The steps of a log, but for times."""
+    with path.open() as file:
+        return [{name: row[name] for name in row if "second" not in name} for row in DictReader(file)]
+
+
+@pytest.mark.slow
+def test_cutpaste_killed_again_and_again_ends_like_an_uninterrupted_training(data_root, weights_file, tmp_path, timed):
+    few = ["--method", "cutpaste", "--resize", 32, 32, "--training-batch", 4, "--steps", 4, "--frozen-steps", 1]
+    scars = ["--scar-width", 2, 3, "--scar-height", 4, 8, "--checkpoint-steps", 2]
+    fit = ["train", *few, *scars, "--category", "texture", "--data", data_root, "--weights", weights_file, "--output"]
+    whole = timed(Command(*fit, tmp_path / "whole"))
+    moments, folder = random.Random(3), tmp_path / "killed/texture"
+    for kill in range(2):
+        Command(*fit, tmp_path / "killed", *(["--resume"] if kill else [])).kill(whole * moments.uniform(0.3, 0.9))
+        if (folder / "checkpoint.safetensors").exists():
+            tensorfile.read(folder / "checkpoint.safetensors")  # it is whole
+    timed(Command(*fit, tmp_path / "killed", "--resume"))
+    logs = [logged(tmp_path / name / "texture/training.csv") for name in ("whole", "killed")]
+    assert logs[0] == logs[1]
+    assert [row["step"] for row in logs[0]] == ["1", "2", "3", "4"]
+    files = [tmp_path / name / "texture/model.safetensors" for name in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def two_at_once(*commands):
     """The exit codes of commands that run at the same time, and what they complained of."""
     return [command.finish()[::2] for command in [Command(*command) for command in commands]]
@@ -138,3 +166,26 @@ def test_two_runs_of_every_other_kind_into_one_folder(data_root, weights_file, t
     assert {code for code, _ in found} == {0}
     assert {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.png")} == alone
     assert not list(tmp_path.rglob(".padim-*"))
+
+
+@pytest.mark.slow
+def test_a_model_that_is_trained_anew_while_it_is_read(data_root, weights_file, tmp_path, run):
+    """Each of those who read it has the old one or the new one."""
+    where = ["--data", data_root, "--output", tmp_path]
+    fit, evaluate = ["train", *SMALL, *where, "--weights", weights_file, "--seed"], ["eval", *where, "--json"]
+    predict = ["predict", "--model", tmp_path / "texture/model.safetensors", data_root / "texture/test"]
+
+    def figures(out):
+        return [{key: line.get(key) for key in ("image_auroc", "threshold", "score")} for line in map(json.loads, out)]
+
+    allowed = []
+    for seed in (2, 1):
+        assert run(*fit, seed).code == 0
+        allowed.append([figures(run(*command).out.splitlines()) for command in (evaluate, predict)])
+    writers = [Command(*fit, seed) for seed in (2, 1, 2)]
+    readers = [Command(*command) for command in (evaluate, predict) * 2]
+    assert [writer.finish()[0] for writer in writers] == [0] * 3
+    for number, reader in enumerate(readers):
+        code, out, err = reader.finish()
+        assert code == 0, err
+        assert figures(out.splitlines()) in [found[number % 2] for found in allowed]

@@ -2,8 +2,9 @@
 
     python tests/soak/soak.py --minutes 30 [--seed 0] [--weights FILE] [--json]
 
-The script makes a synthetic category and, by default, random weights. Train, eval, predict, `--update` and reproduce
-run in this one process, which would show what they don't release. In between, the same commands, export and `--watch`
+The script makes a synthetic category and, by default, random weights. Train, also with `--align` and `--trim`, eval,
+predict, also of exports, in int8 and with OpenVINO where that is installed, `--update` and reproduce run in this one
+process, which would show what they don't release. In between, the same commands, export and `--watch`
 run as processes that are killed, or that find an image damaged or deleted or the disk full. The script checks every
 outcome: exit codes, that a model is whole or absent, and that a rerun completes. After each step it notes the memory
 (without pages of files and without what the allocator has free), file handles, threads and temporary files. They are
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import importlib
+import importlib.util
 import io
 import json
 import os
@@ -42,9 +43,12 @@ from padim.cli.tables import aligned
 from padim.data.synth import write_category
 
 PROTOCOL = "--resize 64 --crop 64 --channels 20 --batch-size 4"
+IMAGES = 20  # to train on, as many as int8 takes
 MEASURES = {"megabytes": 1.05, "handles": 1.0, "threads": 1.0, "temporary": 1.0}  # how much more is still flat
 PATIENCE = 300.0  # seconds, after which a process is taken to hang
-IN_PROCESS = ("train", "update", "eval", "predict", "score", "reproduce")  # torch.export keeps what it has traced
+ENGINES = ("openvino",) if importlib.util.find_spec("openvino") else ()
+IN_PROCESS = ("train", "update", "align", "trim", "eval", "predict", "posed", "score", "int8", *ENGINES, "reproduce")
+EXPORTS = ("export", "export int8")  # not in this process: torch.export keeps what it has traced
 
 
 @dataclass
@@ -59,24 +63,33 @@ class Soak:
 
     def __post_init__(self) -> None:
         self.data, self.model = self.folder / "data", self.folder / "runs/part/model.safetensors"
-        for _ in write_category(self.data / "part", "object", 64, 64, train=8, good=4, defective=2, seed=0):
+        for _ in write_category(self.data / "part", "object", 64, 64, train=IMAGES, good=4, defective=2, seed=0):
             pass
         self.here("train")
         self.whole = self.model.read_bytes()
-        done(self.start("export"))
+        for kind in EXPORTS:
+            done(self.start(kind))
         for kind in IN_PROCESS:  # a first call loads libraries
             self.here(kind)
 
     def arguments(self, kind: str, *more: object) -> list[str]:
         """The name of a command and its arguments."""
         data, new = f"--category part --data {self.data}", f"--weights {self.weights}"
+        fit, test = f"train {data} {PROTOCOL} {new}", f"{self.data}/part/test"
+        exported, int8 = self.model.with_suffix(".onnx"), self.folder / "int8.onnx"
         known = {
-            "train": f"train {data} --output {self.folder}/runs {PROTOCOL} {new} --keep-moments",
+            "train": f"{fit} --output {self.folder}/runs --keep-moments",
+            "align": f"{fit} --output {self.folder}/aligned --align rotate",
+            "trim": f"{fit} --output {self.folder}/trimmed --trim 0.25",
             "update": f"train {data} --output {self.folder}/updated --update {self.model}",
             "eval": f"eval {data} --output {self.folder}/runs --report",
-            "predict": f"predict --model {self.model} {self.data}/part/test --out {self.folder}/out --panel",
+            "predict": f"predict --model {self.model} {test} --out {self.folder}/out --panel",
+            "posed": f"predict --model {self.folder}/aligned/part/model.safetensors {test}",
             "export": f"export --model {self.model}",
-            "score": f"predict --model {self.model.with_suffix('.onnx')} {self.data}/part/test",
+            "export int8": f"export --model {self.model} --storage int8 --images {self.data}/part/train --out {int8}",
+            "score": f"predict --model {exported} {test}",
+            "int8": f"predict --model {int8} {test}",
+            "openvino": f"predict --model {exported} {test} --engine openvino",
             "reproduce": f"reproduce {data} --output {self.folder}/results {new} --ablation layer3 sum --jobs 1",
             "watch": f"predict --model {self.model} --watch {self.folder}/in --settle 0.2",
         }
@@ -123,8 +136,8 @@ def done(process: subprocess.Popen[str]) -> str:
 def plain(soak: Soak) -> None:
     """A command in this process, or an export."""
     soak.forget_results()
-    kind = soak.random.choice([*IN_PROCESS, "export"])
-    if kind == "export":
+    kind = soak.random.choice([*IN_PROCESS, *EXPORTS])
+    if kind in EXPORTS:
         done(soak.start(kind))
     else:
         soak.here(kind)
@@ -132,7 +145,7 @@ def plain(soak: Soak) -> None:
 
 def killed(soak: Soak) -> None:
     """A command that is killed, or loses one of its workers, and then runs again."""
-    kind = soak.random.choice(["train", "train", "eval", "predict", "export", "reproduce"])
+    kind = soak.random.choice(["train", "train", "align", "trim", "eval", "predict", *EXPORTS, "reproduce"])
     soak.forget_results()
     absent = kind == "train" and soak.random.random() < 0.5
     if absent:
@@ -178,7 +191,8 @@ def damaged(soak: Soak) -> None:
     time.sleep(soak.random.uniform(0, 5))
     second.unlink()
     summary = json.loads(done(process))
-    assert (summary["images"], summary["skipped"]) in [(7, 1), (6, 2), (6, 1)], summary  # or gone before the listing
+    read, skipped = summary["images"], summary["skipped"]  # or one is gone before the listing
+    assert (IMAGES - read, skipped) in [(1, 1), (2, 2), (2, 1)], summary
     shutil.rmtree(copy.parent)
 
 

@@ -1,12 +1,12 @@
-"""One contender of the benchmark of inference, in this process: its models, its verdicts, its speed.
+"""One contender of the benchmark of inference, in this process.
 
-    python scripts/measure/predictors.py prepare {ours,anomalib,anomavision} --data ROOT --weights FILE --work DIR
-    python scripts/measure/predictors.py {maps,speed} CONTENDER --data ROOT --work DIR [--images N]
+    python scripts/measure/predictors.py {ours,anomalib,anomavision} --data ROOT --weights FILE
+    python scripts/measure/predictors.py CONTENDER --data ROOT
 
-`prepare` fits PaDiM to bottle and exports it into the working folder. `maps` writes the scores and maps of the test
-images there. `speed` prints its first verdict as a line of JSON, whose time of arrival is the start's, then its times
-as another one. Peers are fed as their documentation has it: anomalib takes one file at a time, AnomaVision's datasets
-and PyTorch's loader take several. Each resizes photos itself, anomalib within its graph. Only `ours` needs padim.
+The first fits PaDiM to bottle and exports it into the working folder, where the second takes a model from. That prints
+its first verdict, whose arrival ends the start, and then its times, as lines of JSON, and writes scores and maps of the
+test images to `maps.npz`. Each contender is fed as its documentation has it and resizes photos by itself, anomalib
+within its graph. Only `ours` needs padim.
 """
 
 from __future__ import annotations
@@ -25,11 +25,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-BATCHES = (1, 8, 32)
+BATCHES = {1: 83, 8: 8, 32: 2}  # images of a batch, and how many batches are timed
 THREADS = 2
-LAYERS = ("layer1", "layer2", "layer3")
 CHANNELS = 100
-PACKAGES = ("anomalib", "anomavision", "torch", "onnxruntime", "openvino", "numpy", "pillow")
+PACKAGES = (
+    "anomalib",
+    "anomavision",
+    "torch",
+    "onnxruntime",
+    "openvino",
+    "numpy",
+    "pillow",
+)
 
 
 class Verdict(NamedTuple):
@@ -41,32 +48,33 @@ class Verdict(NamedTuple):
 
 
 class Predictor(NamedTuple):
-    """What gives verdicts.
-
-    Attributes:
-        files: on files, so many at a time.
-        photos: on one batch of RGB photos `[h, w, 3]`, uint8, in their own size.
-        batches: whether `files` can take more than one at a time.
-    """
+    """Gives verdicts on files, so many at a time, and on one batch of photos in their own size, `[h, w, 3]`, uint8."""
 
     files: Callable[[Sequence[Path], int], list[Verdict]]
     photos: Callable[[Sequence[np.ndarray]], list[Verdict]]
-    batches: bool
+    several_files: bool = True
 
 
-def prepare_ours(options: argparse.Namespace, folder: Path) -> None:
+def prepare_ours(data: Path, weights: Path) -> None:
     from padim.cli.export import main as export
     from padim.cli.train import main as train
 
-    fit = ["--category", "bottle", "--data", str(options.data), "--weights", str(options.weights)]
-    train([*fit, "--output", str(folder)])
-    model = folder / "bottle/model.safetensors"
-    for storage, images in {
-        "fp32": [],
-        "fp16": [],
-        "int8": ["--images", str(options.data / "bottle/train/good")],
-    }.items():
-        export(["--model", str(model), "--storage", storage, *images, "--out", str(model.with_name(f"{storage}.onnx"))])
+    train(
+        [
+            "--category",
+            "bottle",
+            "--data",
+            str(data),
+            "--weights",
+            str(weights),
+            "--output",
+            ".",
+        ]
+    )
+    for storage in ("fp32", "fp16", "int8"):
+        images = ["--images", str(data / "bottle/train/good")] if storage == "int8" else []
+        out = ["--storage", storage, "--out", f"bottle/{storage}.onnx"]
+        export(["--model", "bottle/model.safetensors", *out, *images])
 
 
 def ours(path: Path, **settings: str) -> Predictor:
@@ -88,51 +96,54 @@ def ours(path: Path, **settings: str) -> Predictor:
         scores, maps, *_ = scorer.score_pixels(pixels)
         return [Verdict(score, one, thresholds.is_anomalous(score)) for score, one in zip(scores, maps, strict=True)]
 
-    return Predictor(files, photos, batches=True)
+    return Predictor(files, photos)
 
 
-def prepare_anomalib(options: argparse.Namespace, folder: Path) -> None:
+def prepare_anomalib(data: Path, weights: Path) -> None:
     import torch
     from anomalib.data import MVTecAD
     from anomalib.deploy import ExportType
     from anomalib.engine import Engine
     from anomalib.models import Padim
 
-    model = Padim(backbone="resnet18", layers=[*LAYERS], pre_trained=False, n_features=CHANNELS)
-    weights = torch.load(options.weights, weights_only=True)
-    model.model.feature_extractor.feature_extractor.load_state_dict(weights, strict=False)
-    engine = Engine(accelerator="cpu", default_root_dir=folder, logger=False)
-    engine.fit(model=model, datamodule=MVTecAD(root=options.data, category="bottle", num_workers=THREADS))
+    torch.manual_seed(0)  # draws the channels
+    model = Padim(pre_trained=False, n_features=CHANNELS)  # resnet18, layer1 to layer3
+    network = model.model.feature_extractor.feature_extractor
+    network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
+    engine = Engine(accelerator="cpu", default_root_dir=".", logger=False)
+    engine.fit(
+        model=model,
+        datamodule=MVTecAD(root=data, category="bottle", num_workers=THREADS),
+    )
     for kind in (ExportType.TORCH, ExportType.OPENVINO):
-        engine.export(model, kind, export_root=folder)
+        engine.export(model, kind, export_root=".")
 
 
-def anomalib(path: Path, **settings: str) -> Predictor:
+def anomalib(path: Path, precision: str = "") -> Predictor:
     os.environ["TRUST_REMOTE_CODE"] = "1"  # what `prepare` has written is a pickle
     import torch
     from anomalib.deploy import OpenVINOInferencer, TorchInferencer
 
     exported = path.suffix == ".xml"
-    threads = {"INFERENCE_NUM_THREADS": THREADS}
-    model = OpenVINOInferencer(path, "CPU", threads | settings) if exported else TorchInferencer(path, device="cpu")
+    settings = {"INFERENCE_NUM_THREADS": THREADS, "INFERENCE_PRECISION_HINT": precision}
+    model = OpenVINOInferencer(path, "CPU", settings) if exported else TorchInferencer(path, device="cpu")
 
     def verdicts(found: Any) -> list[Verdict]:
         scores, maps, labels = (np.asarray(value) for value in (found.pred_score, found.anomaly_map, found.pred_label))
         maps = maps.reshape(-1, *maps.shape[-2:])
         return [Verdict(*one) for one in zip(scores.ravel(), maps, labels.ravel(), strict=True)]
 
-    def files(paths: Sequence[Path], count: int) -> list[Verdict]:
-        assert count == 1
+    def files(paths: Sequence[Path], count: int) -> list[Verdict]:  # noqa: ARG001
         return [verdict for path in paths for verdict in verdicts(model.predict(path))]
 
     def photos(images: Sequence[np.ndarray]) -> list[Verdict]:
         batch = np.stack(images)
         return verdicts(model.predict(batch if exported else torch.from_numpy(batch).permute(0, 3, 1, 2) / 255))
 
-    return Predictor(files, photos, batches=False)
+    return Predictor(files, photos, several_files=False)
 
 
-def prepare_anomavision(options: argparse.Namespace, folder: Path) -> None:
+def prepare_anomavision(data: Path, weights: Path) -> None:
     import anomavision
     import torch
     import torchvision
@@ -140,14 +151,17 @@ def prepare_anomavision(options: argparse.Namespace, folder: Path) -> None:
     from anomavision.export import ModelExporter
 
     network = torchvision.models.resnet18()
-    network.load_state_dict(torch.load(options.weights, weights_only=True), strict=False)
-    feature_extraction.BACKBONES["resnet18"] = lambda **_: network, None  # instead of a download
+    network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
+    feature_extraction.BACKBONES["resnet18"] = (
+        lambda **_: network,
+        None,
+    )  # instead of a download
     model = anomavision.Padim("resnet18", layer_indices=[0, 1, 2], feat_dim=CHANNELS)
-    images = anomavision.AnodetDataset(str(options.data / "bottle/train/good"), resize=256, crop_size=224)
+    images = anomavision.AnodetDataset(str(data / "bottle/train/good"), resize=256, crop_size=224)
     model.fit(torch.utils.data.DataLoader(images, batch_size=32))
-    torch.save(model, folder / "fitted.pt")
-    exporter = ModelExporter(folder / "fitted.pt", folder, logging.getLogger(), "cpu")
-    exporter.export_onnx((2, 3, 224, 224))  # from its default, a batch of 1, recent versions of torch fix that size
+    torch.save(model, "fitted.pt")
+    exporter = ModelExporter(Path("fitted.pt"), Path(), logging.getLogger(), "cpu")
+    exporter.export_onnx((2, 3, 224, 224))  # with its default, a batch of 1, recent versions of torch fix that size
 
 
 def anomavision(path: Path) -> Predictor:
@@ -161,45 +175,47 @@ def anomavision(path: Path) -> Predictor:
 
     def verdicts(batch: Any) -> list[Verdict]:
         scores, maps = model.predict(batch)
-        maps = adaptive_gaussian_blur(maps)  # as its command `detect` does, with its threshold
+        maps = adaptive_gaussian_blur(maps)  # as its command `detect`, with the threshold of its configuration
         return [Verdict(score, one, bool((one >= 13).any())) for score, one in zip(scores, maps, strict=True)]
 
     def files(paths: Sequence[Path], count: int) -> list[Verdict]:
         images = anomavision.AnodetDataset(str(paths[0].parent), **size)
         images.image_paths = paths
-        loader = DataLoader(images, count, num_workers=int(len(paths) > count))  # its default is 1
+        loader = DataLoader(images, count, num_workers=int(len(paths) > count))  # for more than a batch, as `detect`
         return [verdict for batch, *_ in loader for verdict in verdicts(batch)]
 
     def photos(images: Sequence[np.ndarray]) -> list[Verdict]:
         return verdicts(anomavision.to_batch(images, transform))
 
-    return Predictor(files, photos, batches=True)
+    return Predictor(files, photos)
 
 
 class Contender(NamedTuple):
-    """Whose it is, its file in the working folder, what opens that, and with which settings."""
+    """One of `FAMILIES`, its model in their working folder, and how that is opened."""
 
     family: str
-    file: str
-    opened: Callable[..., Predictor]
-    settings: dict[str, str] = {}  # noqa: RUF012
+    model: str
+    settings: dict[str, str]
 
 
-PREPARATIONS = {"ours": prepare_ours, "anomalib": prepare_anomalib, "anomavision": prepare_anomavision}
-TORCH, OPENVINO = "weights/torch/model.pt", "weights/openvino/model.xml"
+FAMILIES = {
+    "ours": (prepare_ours, ours),
+    "anomalib": (prepare_anomalib, anomalib),
+    "anomavision": (prepare_anomavision, anomavision),
+}
 CONTENDERS = {
-    "ours, torch, fp32": Contender("ours", "bottle/model.safetensors", ours, {"precision": "fp32"}),
-    "ours, torch, bf16": Contender("ours", "bottle/model.safetensors", ours, {"precision": "bf16"}),
-    "ours, ONNX Runtime, fp32": Contender("ours", "bottle/fp32.onnx", ours),
-    "ours, ONNX Runtime, fp16 file": Contender("ours", "bottle/fp16.onnx", ours),
-    "ours, ONNX Runtime, int8": Contender("ours", "bottle/int8.onnx", ours),
-    "ours, OpenVINO, fp32": Contender("ours", "bottle/fp32.onnx", ours, {"engine": "openvino"}),
-    "ours, OpenVINO, bf16": Contender("ours", "bottle/fp32.onnx", ours, {"engine": "openvino", "precision": "bf16"}),
-    "ours, OpenVINO, int8": Contender("ours", "bottle/int8.onnx", ours, {"engine": "openvino"}),
-    "anomalib, torch, fp32": Contender("anomalib", TORCH, anomalib),
-    "anomalib, OpenVINO, fp32": Contender("anomalib", OPENVINO, anomalib, {"INFERENCE_PRECISION_HINT": "f32"}),
-    "anomalib, OpenVINO, bf16": Contender("anomalib", OPENVINO, anomalib, {"INFERENCE_PRECISION_HINT": "bf16"}),
-    "AnomaVision, ONNX Runtime, fp32": Contender("anomavision", "model.onnx", anomavision),
+    "ours, torch fp32": Contender("ours", "bottle/model.safetensors", {"precision": "fp32"}),
+    "ours, torch bf16": Contender("ours", "bottle/model.safetensors", {"precision": "bf16"}),
+    "ours, ONNX Runtime fp32": Contender("ours", "bottle/fp32.onnx", {}),
+    "ours, ONNX Runtime fp16 file": Contender("ours", "bottle/fp16.onnx", {}),
+    "ours, ONNX Runtime int8": Contender("ours", "bottle/int8.onnx", {}),
+    "ours, OpenVINO fp32": Contender("ours", "bottle/fp32.onnx", {"engine": "openvino"}),
+    "ours, OpenVINO bf16": Contender("ours", "bottle/fp32.onnx", {"engine": "openvino", "precision": "bf16"}),
+    "ours, OpenVINO int8": Contender("ours", "bottle/int8.onnx", {"engine": "openvino"}),
+    "anomalib, torch fp32": Contender("anomalib", "weights/torch/model.pt", {}),
+    "anomalib, OpenVINO fp32": Contender("anomalib", "weights/openvino/model.xml", {"precision": "f32"}),
+    "anomalib, OpenVINO bf16": Contender("anomalib", "weights/openvino/model.xml", {"precision": "bf16"}),
+    "AnomaVision, ONNX Runtime fp32": Contender("anomavision", "model.onnx", {}),
 }
 
 
@@ -208,26 +224,36 @@ def test_images(data: Path) -> list[Path]:
 
 
 def speed(predictor: Predictor, paths: list[Path]) -> dict[str, Any]:
-    """Milliseconds per batch and images per second, of files and of photos, and the memory of one file at a time."""
-    found: dict[str, Any] = {"files": {}, "photos": {}}
-    for count in BATCHES if predictor.batches else (1,):
-        ahead = len(paths) / seconds(lambda count=count: predictor.files(paths, count))
-        found["files"][count] = {**times(lambda batch: predictor.files(batch, len(batch)), paths, count)}
-        found["files"][count]["images_per_second"] = ahead
-        found.setdefault("peak_memory_bytes", peak_memory_bytes())
+    """Milliseconds of each batch and images per second, and the memory after the first file and after all of them.
+
+    Images per second from files are those of a single call for all files, in which the next ones can be read ahead.
+    """
+    found: dict[str, Any] = {"first_memory_bytes": peak_memory_bytes()}
+    verdicts: list[Verdict] = []
+    rate = len(paths) / seconds(lambda: verdicts.extend(predictor.files(paths, 1)))
+    one_by_one = times(lambda batch: predictor.files(batch, 1), paths, 1) | {"rate": rate}
+    found |= {
+        "files_memory_bytes": peak_memory_bytes(),
+        "files": {1: one_by_one, 8: None, 32: None},
+    }
+    scores, maps, _ = zip(*verdicts, strict=True)
+    np.savez("maps.npz", scores=np.array(scores), maps=np.array(maps))
+    for count in (8, 32) if predictor.several_files else ():
+        some = paths[: BATCHES[count] * count]
+        rate = len(some) / seconds(lambda some=some, count=count: predictor.files(some, count))
+        found["files"][count] = times(lambda batch: predictor.files(batch, len(batch)), some, count) | {"rate": rate}
     photos = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
-    for count in BATCHES:
-        found["photos"][count] = times(predictor.photos, photos, count)
-    return found
+    return found | {"photos": {count: times(predictor.photos, photos, count) for count in BATCHES}}
 
 
 def times(work: Callable[[Sequence[Any]], object], items: Sequence[Any], count: int) -> dict[str, Any]:
-    batches = [items[start : start + count] for start in range(0, len(items) - count + 1, count)]
+    """Milliseconds of each batch, after one to warm up, and images per second."""
+    batches = [items[number * count : (number + 1) * count] for number in range(BATCHES[count])]
     work(batches[0])
     taken = [seconds(lambda batch=batch: work(batch)) for batch in batches]
     return {
-        "milliseconds": [round(1e3 * each, 3) for each in taken],
-        "images_per_second": count * len(taken) / sum(taken),
+        "milliseconds": [1e3 * each for each in taken],
+        "rate": count * len(taken) / sum(taken),
     }
 
 
@@ -243,29 +269,27 @@ def peak_memory_bytes() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("prepare", "maps", "speed"))
-    parser.add_argument("name", choices=(*PREPARATIONS, *CONTENDERS))
+    parser.add_argument("name", choices=(*FAMILIES, *CONTENDERS))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--images", type=int, help="so many of the test images, evenly spread")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    if options.stage == "prepare":
-        return PREPARATIONS[options.name](options, options.work / options.name)
-    family, file, opened, settings = CONTENDERS[options.name]
-    predictor, paths = opened(options.work / family / file, **settings), test_images(options.data)
-    if options.stage == "maps":
-        scores, maps, _ = zip(*predictor.files(paths, 1), strict=True)
-        return np.savez(options.work / f"{options.name}.npz", scores=np.array(scores), maps=np.array(maps))
-    paths = paths[:: len(paths) // options.images] if options.images else paths
+    if options.name in FAMILIES:
+        return FAMILIES[options.name][0](options.data, options.weights)
+    family, model, settings = CONTENDERS[options.name]
+    predictor, paths = (
+        FAMILIES[family][1](Path(model), **settings),
+        test_images(options.data),
+    )
     (first,) = predictor.files(paths[:1], 1)
-    print(json.dumps({"score": float(first.score), "anomalous": bool(first.anomalous)}), flush=True)
+    print(
+        json.dumps({"score": float(first.score), "anomalous": bool(first.anomalous)}),
+        flush=True,
+    )
     installed = {of.metadata["Name"].lower(): of.version for of in importlib.metadata.distributions()}
     versions = {name: installed[name] for name in PACKAGES if name in installed}
-    print(json.dumps({"first_memory_bytes": peak_memory_bytes(), **speed(predictor, paths), "versions": versions}))
-    return None
+    return print(json.dumps(speed(predictor, paths) | {"versions": versions}))
 
 
 if __name__ == "__main__":

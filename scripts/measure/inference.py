@@ -39,10 +39,7 @@ from padim.evaluation.metrics import measure
 from padim.system.machine import cpu_model, multiplies_bfloat16
 
 SCRIPT = Path(__file__).with_name("predictors.py")
-PRESETS = {
-    224: "pytorch-r18",
-    256: "anomalib-r18",
-}  # side of the maps -> how masks are resized to it
+PRESETS = {224: "pytorch-r18", 256: "anomalib-r18"}  # side of the maps -> how masks are resized to it
 
 
 def main() -> None:
@@ -58,16 +55,8 @@ def main() -> None:
     options = parser.parse_args()
     options.data, options.weights = options.data.resolve(), options.weights.resolve()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])  # which the processes inherit
-    machine = {
-        "date": str(date.today()),
-        "cpu": cpu_model(),
-        "cores": THREADS,
-        "python": platform.python_version(),
-    }
-    machine |= {
-        "padim": __version__,
-        "load average before": f"{os.getloadavg()[0]:.1f}",
-    }
+    machine = {"date": str(date.today()), "cpu": cpu_model(), "cores": THREADS, "python": platform.python_version()}
+    machine |= {"padim": __version__, "load average before": f"{os.getloadavg()[0]:.1f}"}
     with tempfile.TemporaryDirectory() as scratch:
         options.work = (options.work or Path(scratch)).resolve()
         found = compared(options, {"ours": sys.executable, **vars(options)})
@@ -75,11 +64,7 @@ def main() -> None:
         options.output.write_text(json.dumps({"machine": machine, "contenders": found}, indent=1) + "\n")
     if options.picture:
         draw(found, options.picture)
-    print(
-        ", ".join(f"{key} {value}" for key, value in machine.items()),
-        markdown(found),
-        sep="\n\n",
-    )
+    print(", ".join(f"{key} {value}" for key, value in machine.items()), markdown(found), sep="\n\n")
 
 
 def compared(options: argparse.Namespace, pythons: dict[str, Any]) -> dict[str, Any]:
@@ -90,15 +75,9 @@ def compared(options: argparse.Namespace, pythons: dict[str, Any]) -> dict[str, 
             print(f"left out: {name} ({problem})", file=sys.stderr)
             del chosen[name]
     for family in dict.fromkeys(contender.family for contender in chosen.values()):
-        if not (options.work / family).exists():
-            run(
-                options,
-                pythons[family],
-                family,
-                family,
-                "--weights",
-                str(options.weights),
-            )
+        models = [Path(options.work, family, one.model) for one in chosen.values() if one.family == family]
+        if not all(model.exists() for model in models):
+            run(options, pythons[family], family, family, "--weights", str(options.weights))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     for _ in range(options.runs):
         for name, (family, model, _) in chosen.items():
@@ -123,17 +102,8 @@ def run(options: argparse.Namespace, python: str | Path, family: str, *arguments
     folder = options.work / family
     folder.mkdir(parents=True, exist_ok=True)
     paths = [str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)) if family == "ours" else "",
-    }
-    command = [
-        str(Path(python).absolute()),
-        str(SCRIPT),
-        *arguments,
-        "--data",
-        str(options.data),
-    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)) if family == "ours" else ""}
+    command = [str(Path(python).absolute()), str(SCRIPT), *arguments, "--data", str(options.data)]
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder) as process:
         assert process.stdout
@@ -171,17 +141,7 @@ def over(runs: list[Any]) -> Any:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    rows = [
-        [
-            "contender",
-            "image AUROC",
-            "pixel AUROC",
-            "model",
-            "first verdict",
-            "memory by then",
-            "after all files",
-        ]
-    ]
+    rows = [["contender", "image AUROC", "pixel AUROC", "model", "first verdict", "memory by then", "after all files"]]
     for name, of in found.items():
         megabytes = [f"{of[key] / 1e6:.1f} MB" for key in ("model_bytes", "first_memory_bytes", "files_memory_bytes")]
         megabytes.insert(1, f"{of['first_seconds']:.2f} s")
@@ -195,12 +155,7 @@ def markdown(found: dict[str, Any]) -> str:
             figures = [
                 (one["milliseconds"]["p50"], one["milliseconds"]["p99"], one["rate"]) if one else () for one in batches
             ]
-            tables[-1].append(
-                [
-                    name,
-                    *chain(*([f"{x:.1f}" for x in three] or ["-"] * 3 for three in figures)),
-                ]
-            )
+            tables[-1].append([name, *chain(*([f"{x:.1f}" for x in three] or ["-"] * 3 for three in figures))])
     versions = {CONTENDERS[name].family: of["versions"] for name, of in found.items()}
     notes = [f"- {family}: {', '.join(map(' '.join, of.items()))}" for family, of in versions.items()]
     return "\n\n".join(["\n".join(notes), *map(table, tables)])
@@ -223,20 +178,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axes.plot(x, y, "o", color=colour)
         line = {"arrowstyle": "-", "color": colour, "lw": 0.5}
         place = (8, 14 + 13 * (number % 4))
-        axes.annotate(
-            name,
-            (x, y),
-            place,
-            textcoords="offset points",
-            fontsize=8,
-            color=colour,
-            arrowprops=line,
-        )
-    axes.set(
-        xscale="log",
-        xlabel="milliseconds from one file to its verdict (median)",
-        ylabel="image AUROC, bottle",
-    )
+        axes.annotate(name, (x, y), place, textcoords="offset points", fontsize=8, color=colour, arrowprops=line)
+    axes.set(xscale="log", xlabel="milliseconds from one file to its verdict (median)", ylabel="image AUROC, bottle")
     figure.savefig(path, dpi=150)
 
 

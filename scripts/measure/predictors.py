@@ -28,15 +28,7 @@ from PIL import Image
 BATCHES = {1: 83, 8: 8, 32: 2}  # images of a batch, and how many batches are timed
 THREADS = 2
 CHANNELS = 100
-PACKAGES = (
-    "anomalib",
-    "anomavision",
-    "torch",
-    "onnxruntime",
-    "openvino",
-    "numpy",
-    "pillow",
-)
+PACKAGES = ("anomalib", "anomavision", "torch", "onnxruntime", "openvino", "numpy", "pillow")
 
 
 class Verdict(NamedTuple):
@@ -59,18 +51,7 @@ def prepare_ours(data: Path, weights: Path) -> None:
     from padim.cli.export import main as export
     from padim.cli.train import main as train
 
-    train(
-        [
-            "--category",
-            "bottle",
-            "--data",
-            str(data),
-            "--weights",
-            str(weights),
-            "--output",
-            ".",
-        ]
-    )
+    train(["--category", "bottle", "--data", str(data), "--weights", str(weights), "--output", "."])
     for storage in ("fp32", "fp16", "int8"):
         images = ["--images", str(data / "bottle/train/good")] if storage == "int8" else []
         out = ["--storage", storage, "--out", f"bottle/{storage}.onnx"]
@@ -111,10 +92,7 @@ def prepare_anomalib(data: Path, weights: Path) -> None:
     network = model.model.feature_extractor.feature_extractor
     network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
     engine = Engine(accelerator="cpu", default_root_dir=".", logger=False)
-    engine.fit(
-        model=model,
-        datamodule=MVTecAD(root=data, category="bottle", num_workers=THREADS),
-    )
+    engine.fit(model=model, datamodule=MVTecAD(root=data, category="bottle", num_workers=THREADS))
     for kind in (ExportType.TORCH, ExportType.OPENVINO):
         engine.export(model, kind, export_root=".")
 
@@ -152,10 +130,7 @@ def prepare_anomavision(data: Path, weights: Path) -> None:
 
     network = torchvision.models.resnet18()
     network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
-    feature_extraction.BACKBONES["resnet18"] = (
-        lambda **_: network,
-        None,
-    )  # instead of a download
+    feature_extraction.BACKBONES["resnet18"] = (lambda **_: network, None)  # instead of a download
     model = anomavision.Padim("resnet18", layer_indices=[0, 1, 2], feat_dim=CHANNELS)
     images = anomavision.AnodetDataset(str(data / "bottle/train/good"), resize=256, crop_size=224)
     model.fit(torch.utils.data.DataLoader(images, batch_size=32))
@@ -232,10 +207,7 @@ def speed(predictor: Predictor, paths: list[Path]) -> dict[str, Any]:
     verdicts: list[Verdict] = []
     rate = len(paths) / seconds(lambda: verdicts.extend(predictor.files(paths, 1)))
     one_by_one = times(lambda batch: predictor.files(batch, 1), paths, 1) | {"rate": rate}
-    found |= {
-        "files_memory_bytes": peak_memory_bytes(),
-        "files": {1: one_by_one, 8: None, 32: None},
-    }
+    found |= {"files_memory_bytes": peak_memory_bytes(), "files": {1: one_by_one, 8: None, 32: None}}
     scores, maps, _ = zip(*verdicts, strict=True)
     np.savez("maps.npz", scores=np.array(scores), maps=np.array(maps))
     for count in (8, 32) if predictor.several_files else ():
@@ -251,10 +223,7 @@ def times(work: Callable[[Sequence[Any]], object], items: Sequence[Any], count: 
     batches = [items[number * count : (number + 1) * count] for number in range(BATCHES[count])]
     work(batches[0])
     taken = [seconds(lambda batch=batch: work(batch)) for batch in batches]
-    return {
-        "milliseconds": [1e3 * each for each in taken],
-        "rate": count * len(taken) / sum(taken),
-    }
+    return {"milliseconds": [1e3 * each for each in taken], "rate": count * len(taken) / sum(taken)}
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -278,15 +247,9 @@ def main() -> None:
     if options.name in FAMILIES:
         return FAMILIES[options.name][0](options.data, options.weights)
     family, model, settings = CONTENDERS[options.name]
-    predictor, paths = (
-        FAMILIES[family][1](Path(model), **settings),
-        test_images(options.data),
-    )
+    predictor, paths = (FAMILIES[family][1](Path(model), **settings), test_images(options.data))
     (first,) = predictor.files(paths[:1], 1)
-    print(
-        json.dumps({"score": float(first.score), "anomalous": bool(first.anomalous)}),
-        flush=True,
-    )
+    print(json.dumps({"score": float(first.score), "anomalous": bool(first.anomalous)}), flush=True)
     installed = {of.metadata["Name"].lower(): of.version for of in importlib.metadata.distributions()}
     versions = {name: installed[name] for name in PACKAGES if name in installed}
     return print(json.dumps(speed(predictor, paths) | {"versions": versions}))

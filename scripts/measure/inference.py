@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from datetime import date
 from functools import cache
 from importlib.util import find_spec
@@ -141,7 +142,7 @@ def over(runs: list[Any]) -> Any:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    rows = [["contender", "image AUROC", "pixel AUROC", "model", "first verdict", "memory by then", "after all files"]]
+    rows = [["contender", "image AUROC", "pixel AUROC", "model", "first verdict", "memory then", "memory, all files"]]
     for name, of in found.items():
         megabytes = [f"{of[key] / 1e6:.1f} MB" for key in ("model_bytes", "first_memory_bytes", "files_memory_bytes")]
         megabytes.insert(1, f"{of['first_seconds']:.2f} s")
@@ -170,17 +171,23 @@ def draw(found: dict[str, Any], path: Path) -> None:
     """Image AUROC against the milliseconds from one file to its verdict."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
-    points = sorted((of["files"]["1"]["milliseconds"]["p50"], of["image_auroc"], name) for name, of in found.items())
-    for number, (x, y, name) in enumerate(points):
-        colour = f"C{[*dict.fromkeys(one.family for one in CONTENDERS.values())].index(CONTENDERS[name].family)}"
-        axes.plot(x, y, "o", color=colour)
-        line = {"arrowstyle": "-", "color": colour, "lw": 0.5}
-        place = (8, 14 + 13 * (number % 4))
-        axes.annotate(name, (x, y), place, textcoords="offset points", fontsize=8, color=colour, arrowprops=line)
+    families, labels = [*dict.fromkeys(one.family for one in CONTENDERS.values())], Counter[float]()
+    for x, y, name in sorted(
+        (of["files"]["1"]["milliseconds"]["p50"], of["image_auroc"], name) for name, of in found.items()
+    ):
+        labels[y] += 1  # one above the other
+        style = {"color": f"C{families.index(CONTENDERS[name].family)}"}
+        axes.plot(x, y, "o", **style)
+        line = {"arrowstyle": "-", "lw": 0.5, "relpos": (0, 0), **style}
+        place = {"xytext": (4, 4 + 12 * labels[y]), "textcoords": "offset points", "arrowprops": line}
+        axes.annotate(f"{name}, {x:.0f} ms", (x, y), fontsize=8, **place, **style)
     axes.set(xscale="log", xlabel="milliseconds from one file to its verdict (median)", ylabel="image AUROC, bottle")
-    figure.savefig(path, dpi=150)
+    axes.margins(x=0.25, y=0.2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import random
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from PIL import Image
 
 BATCHES = {1: 83, 8: 8, 32: 2}  # images of a batch, and how many batches are timed
 THREADS = 2
-CHANNELS = 100
+CHANNELS = random.Random(1024).sample(range(448), 100)  # those of the preset, for all
 PACKAGES = ("anomalib", "anomavision", "torch", "onnxruntime", "openvino", "numpy", "pillow")
 
 
@@ -87,8 +88,8 @@ def prepare_anomalib(data: Path, weights: Path) -> None:
     from anomalib.engine import Engine
     from anomalib.models import Padim
 
-    torch.manual_seed(0)  # draws the channels
-    model = Padim(pre_trained=False, n_features=CHANNELS)  # resnet18, layer1 to layer3
+    model = Padim(pre_trained=False, n_features=len(CHANNELS))  # resnet18, layer1 to layer3
+    model.model.idx.copy_(torch.tensor(CHANNELS))
     network = model.model.feature_extractor.feature_extractor
     network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
     engine = Engine(accelerator="cpu", default_root_dir=".", logger=False)
@@ -131,7 +132,7 @@ def prepare_anomavision(data: Path, weights: Path) -> None:
     network = torchvision.models.resnet18()
     network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
     feature_extraction.BACKBONES["resnet18"] = (lambda **_: network, None)  # instead of a download
-    model = anomavision.Padim("resnet18", layer_indices=[0, 1, 2], feat_dim=CHANNELS)
+    model = anomavision.Padim("resnet18", layer_indices=[0, 1, 2], channel_indices=torch.tensor(CHANNELS))
     images = anomavision.AnodetDataset(str(data / "bottle/train/good"), resize=256, crop_size=224)
     model.fit(torch.utils.data.DataLoader(images, batch_size=32))
     torch.save(model, "fitted.pt")

@@ -101,6 +101,7 @@ def _onnxruntime(path: Path, device: str, precision: str, threads: int) -> Sessi
         settings["use_tf32"] = str(int(precision == "tf32"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are for those who read
     options.log_severity_level = 4  # errors are raised, and said once
     if kind == "cpu" and hasattr(options, "add_external_initializers_from_files_in_memory"):  # since 1.24
         # They are copied, and not bound to a file that may change.

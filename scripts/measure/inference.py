@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from datetime import date
 from functools import cache
 from importlib.util import find_spec
@@ -173,18 +172,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
-    families, labels = [*dict.fromkeys(one.family for one in CONTENDERS.values())], Counter[float]()
-    for x, y, name in sorted(
-        (of["files"]["1"]["milliseconds"]["p50"], of["image_auroc"], name) for name, of in found.items()
-    ):
-        labels[y] += 1  # one above the other
-        style = {"color": f"C{families.index(CONTENDERS[name].family)}"}
-        axes.plot(x, y, "o", **style)
-        line = {"arrowstyle": "-", "lw": 0.5, "relpos": (0, 0), **style}
-        place = {"xytext": (4, 4 + 12 * labels[y]), "textcoords": "offset points", "arrowprops": line}
-        axes.annotate(f"{name}, {x:.0f} ms", (x, y), fontsize=8, **place, **style)
+    families = [*dict.fromkeys(one.family for one in CONTENDERS.values())]
+    for number, (name, of) in enumerate(found.items()):
+        x, colour = of["files"]["1"]["milliseconds"]["p50"], f"C{families.index(CONTENDERS[name].family)}"
+        axes.plot(x, of["image_auroc"], "os^vDP*X"[number % 8], color=colour, ms=8, label=f"{name}: {x:.0f} ms")
+    figure.legend(loc="outside lower center", ncols=2)
     axes.set(xscale="log", xlabel="milliseconds from one file to its verdict (median)", ylabel="image AUROC, bottle")
-    axes.margins(x=0.25, y=0.2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     figure.savefig(path, dpi=120)

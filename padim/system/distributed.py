@@ -8,6 +8,7 @@ Of aligned images it sends the mean part, the poses, and how often each position
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -47,12 +48,23 @@ def connected(device: str) -> Iterator[None]:
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(find_device(device))
+    _check_launcher()
     with _talking():
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _check_launcher() -> None:
+    """Raise a PadimError if torchrun, in whose store the processes meet, was killed while this one was starting."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    try:
+        socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=60).close()
+    except OSError as error:
+        raise PadimError(f"torchrun is gone: {error.strerror or error}") from error
 
 
 def rank() -> int:

@@ -123,7 +123,7 @@ def _shortage(error: Exception) -> str | None:
     """What to do if Python, torch on the CPU or torch on a GPU ran out of memory; None if it is another error."""
     text = str(error)
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        return "out of memory: take a smaller --batch-size, smaller images or fewer --channels"
+        return "out of memory: take a smaller --batch-size, smaller images, or fewer --channels or --workers"
     if "out of memory" in text or "ALLOC_FAILED" in text:  # of CUDA's libraries, some have classes of their own
         return "the GPU is out of memory: take a smaller --batch-size, or --device cpu"
     return None

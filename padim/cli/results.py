@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 # What is said of an image, as values for JSON.
 Line = dict[str, Any]
 
-# How many images each worker draws while the next ones are scored.
-_AHEAD = 4
+# Threads that draw, and images for each of them: drawing a large photo takes half a gigabyte.
+_MOST_THREADS, _AHEAD = 4, 2
 
 # Of a line, what the table of --csv has; there are files of pictures beside it.
 _COLUMNS = ("path", "verdict", "score", "p_value", "threshold", "false_alarm_rate", "regions", "error")
@@ -49,7 +49,7 @@ class Results:
     def __init__(self, options: argparse.Namespace, pictures: Pictures | None, name: Callable[[Path], Path]) -> None:
         """What the options ask for, with these pictures; `name` gives what the files of an image are called."""
         self._pictures, self._sorted, self._csv = pictures, options.sort, options.csv
-        self._name, self._workers = name, options.workers
+        self._name, self._threads = name, min(options.workers, _MOST_THREADS)
         self._start, self._counts, self._rows = time.perf_counter(), Counter[str](), list[dict[str, Any]]()
         for folder in filter(None, (self._csv and self._csv.parent, self._sorted)):
             check_writable(folder)
@@ -59,10 +59,14 @@ class Results:
 
     def lines(self, predictions: Generator[Prediction]) -> Generator[tuple[Prediction, Line]]:
         """The predictions, each with what is said of it; threads write its files while others are scored."""
-        ahead = Ahead(self._line, predictions, threads=self._workers, count=self._workers * _AHEAD)
-        with closing(predictions), closing(iter(ahead)) as begun:
-            for prediction, line in begun:
-                yield prediction, line.result()
+        with closing(predictions):
+            if not (self._pictures or self._sorted):
+                yield from ((prediction, self._line(prediction)) for prediction in predictions)
+                return
+            ahead = Ahead(self._line, predictions, threads=self._threads, count=self._threads * _AHEAD)
+            with closing(iter(ahead)) as begun:
+                for prediction, line in begun:
+                    yield prediction, line.result()
 
     def _line(self, prediction: Prediction) -> Line:
         """What is said of an image, once its files are written."""
@@ -81,15 +85,14 @@ class Results:
 
     def add(self, prediction: Prediction, line: Line) -> None:
         """Print the line of an image, and count it."""
+        self._add_row(line)
         if isinstance(prediction.problem, ImageError):  # which was said when it was read
             self._counts["unreadable"] += 1
             self.failed += prediction.problem.of_machine
-            self._add_row(line)
             return
         print(coloured(line), flush=True)
         self._counts[line["verdict"] or "scored"] += 1
         self._taken.update(line.get("milliseconds", {}))
-        self._add_row(line)
         if "error" in line:
             log.error("%s", line["error"])
             self.failed += 1

@@ -25,16 +25,29 @@ MAX_ASPECT = 100
 _MOST_PIXELS = 12_000_000
 
 
-def read_image(path: Path, least: int | None = None) -> Image.Image:
+def read_image(path: Path) -> Image.Image:
     """An image in mode RGB, upright as its EXIF says; transparency is dropped, 16 bits become 8.
-
-    With `least`, a JPEG is decoded at a half, a quarter or an eighth of its size, where no side gets shorter than that.
 
     Raises:
         ImageError: the file can't be read, is damaged, is a decompression bomb in Pillow's terms
             (over 179 million pixels), more than 100 times as long as wide, or has 32 bits per channel.
     """
-    image = _open(path, least)
+    return read_with_size(path)[0]
+
+
+def read_with_size(path: Path, least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """The same, and the width and height that it has in the file.
+
+    With `least`, a JPEG is decoded at a half, a quarter or an eighth of its size, where no side gets shorter than that.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    image, size = _open(path, least)
+    return _in_rgb(path, image), size
+
+
+def _in_rgb(path: Path, image: Image.Image) -> Image.Image:
     if image.mode == "F" or (image.mode == "I" and not 255 < np.asarray(image).max() < 65536):
         raise ImageError(f"{path}: 32-bit images have no fixed range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it
@@ -53,7 +66,7 @@ def read_mask(path: Path, frame: int | None = None) -> Image.Image:
     Raises:
         ImageError: as `read_image`.
     """
-    mask = _open(path) if frame is None else _one_of(path, frame)
+    mask = _open(path)[0] if frame is None else _one_of(path, frame)
     if mask.mode in ("I;16", "I", "F"):
         mask = Image.fromarray(np.asarray(mask) > 0)
     elif mask.mode not in ("1", "L"):
@@ -68,8 +81,7 @@ def read_size(path: Path) -> tuple[int, int]:
         ImageError: the file can't be read.
     """
     with _opened(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        return (image.height, image.width) if turned else image.size
+        return _upright_size(image)
 
 
 def drawable(image: Image.Image) -> Image.Image:
@@ -78,13 +90,19 @@ def drawable(image: Image.Image) -> Image.Image:
     return image.reduce(by) if by > 1 else image
 
 
-def _open(path: Path, least: int | None = None) -> Image.Image:
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (image.height, image.width) if turned else image.size
+
+
+def _open(path: Path, least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
     with _opened(path) as image:
+        size = _upright_size(image)
         if least is not None:
             image.draft(None, (least, least))
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        return image
+        return image, size
 
 
 def _one_of(path: Path, frame: int) -> Image.Image:

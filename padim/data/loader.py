@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from padim.data.images import drawable, read_image, read_mask, read_size
+from padim.data.images import drawable, read_mask, read_with_size
 from padim.data.items import GOOD, Item
 from padim.data.transform import Transform
 from padim.errors import ImageError
@@ -104,7 +104,7 @@ class ImageLoader:
     def _begun(self) -> Ahead[Item, tuple[Sample, ImageError | None]]:
         """The items, each with its sample and what is wrong with its mask; the first are being read."""
         count = self.workers * (_AHEAD_WITH_ORIGINALS if self.keep_originals else _AHEAD)
-        return Ahead(self._read, self.items, threads=self.workers, count=count)
+        return Ahead(self._read, self.items, threads=self.workers, count=count, eager=True)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -127,8 +127,7 @@ class ImageLoader:
         """A sample, and what is wrong with its mask."""
         start = time.perf_counter()
         transform = self.transform.posed(item.path)
-        image = _patiently(read_image, item.path, transform.least)
-        size = image.size if transform.least is None else read_size(item.path)
+        image, size = _patiently(read_with_size, item.path, transform.least)
         pixels = np.array(transform.image(image))
         mask, outside, problem = None, False, None
         try:
@@ -187,10 +186,20 @@ def _patiently(read: Callable[..., T], *arguments: object) -> T:
 
 
 def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Groups of `size` values, the last one smaller."""
-    remaining = iter(values)
-    while batch := list(islice(remaining, size)):
+    """Groups of `size` values, the last one smaller; an image that stops the run costs none of those before it."""
+    remaining, batch, problem = iter(values), list[T](), None
+    while problem is None:
+        try:
+            for value in islice(remaining, size):
+                batch.append(value)
+        except ImageError as error:
+            problem = error
+        if not batch:
+            break
         yield batch
+        batch = []
+    if problem is not None:
+        raise problem
 
 
 def as_tensor(batch: Sequence[Sample]) -> Tensor:

@@ -64,6 +64,9 @@ class Runtime:
     ) -> Runtime:
         """A model from the file that `padim-export` wrote.
 
+        On Linux, the memory of the whole process is bounded meanwhile: load models before other threads ask for
+        gigabytes.
+
         Args:
             path: the file.
             threads: on the CPU; 0 are as many as there are cores.

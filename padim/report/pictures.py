@@ -58,12 +58,13 @@ class Pictures:
         if self.mask:
             files["mask"] = stem.with_name(f"{stem.name}_mask.png")
             _save(files["mask"], _mask(prediction))
+        a_map = drawn_on(prediction).anomaly_map
         if self.raw == "npy":
             files["raw"] = stem.with_name(f"{stem.name}_map.npy")
-            save_npy(files["raw"], drawn_on(prediction).anomaly_map)
+            save_npy(files["raw"], a_map)
         elif self.raw:
             files["raw"] = stem.with_name(f"{stem.name}_map.png")
-            save_png16(files["raw"], drawn_on(prediction).anomaly_map, self.scale)
+            save_png16(files["raw"], a_map, self.scale)
         return {kind: str(path) for kind, path in files.items()}
 
 

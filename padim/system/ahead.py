@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import Generic, TypeVar
 
 from padim.system.machine import lower_priority
@@ -17,28 +16,40 @@ R = TypeVar("R")
 class Ahead(Generic[T, R]):
     """Values in their order, each with what a function makes of it, which threads begin before it is asked for."""
 
-    def __init__(self, work: Callable[[T], R], values: Iterable[T], *, threads: int, count: int) -> None:
-        """Begins with the first `count` values now, and with another one for each that is taken."""
-        self._work, self._values = work, iter(values)
+    def __init__(
+        self, work: Callable[[T], R], values: Iterable[T], *, threads: int, count: int, eager: bool = False
+    ) -> None:
+        """Never begins with more than `count` values that are not taken.
+
+        With `eager`, so many are begun now, and another one for each that is taken. Otherwise the next value, which may
+        take long to come, is asked for only while the result of the first one is not there.
+        """
+        self._work, self._values, self._count, self._eager = work, iter(values), count, eager
         self._pool = ThreadPoolExecutor(threads, initializer=lower_priority)
         self._begun: deque[tuple[T, Future[R]]] = deque()
         self._problem: BaseException | None = None
-        self._begin(count)
+        while eager and len(self._begun) < count and self._begin():
+            pass
 
     def __iter__(self) -> Generator[tuple[T, Future[R]]]:
         """Can be iterated over once. What goes wrong with the values is raised after those that came before it."""
         try:
-            while self._begun:
+            while self._begun or self._begin():
+                while len(self._begun) < self._count and (self._eager or not self._begun[0][1].done()):
+                    if not self._begin():
+                        break
                 yield self._begun.popleft()
-                self._begin(1)
         finally:
             self._pool.shutdown(cancel_futures=True)
         if self._problem is not None:
             raise self._problem
 
-    def _begin(self, most: int) -> None:
+    def _begin(self) -> bool:
+        """Begin with the next value, if there is one."""
         try:
-            for value in islice(self._values, most):
+            for value in self._values:
                 self._begun.append((value, self._pool.submit(self._work, value)))
+                return True
         except BaseException as problem:  # Ctrl-C too: what is begun is soon done
             self._values, self._problem = iter(()), problem
+        return False

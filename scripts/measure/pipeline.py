@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -49,7 +50,7 @@ def main() -> None:
             if options.jpeg:
                 read_image(source).resize((options.jpeg,) * 2).save(photos / f"{number:05}.jpg", quality=90)
             else:
-                os.link(source, photos / f"{number:05}{source.suffix}")
+                (photos / f"{number:05}{source.suffix}").symlink_to(source.resolve())
         works = _works(options, photos, scratch / "out")
         runs: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
         for _ in range(options.repeats):
@@ -98,7 +99,7 @@ def _works(options: argparse.Namespace, photos: Path, out: Path) -> dict[str, Ca
 
     return {
         "read": read,
-        "score": lambda: [scorer.score_pixels(batch) for _ in range(len(items) // size)],
+        "score": lambda: [scorer.score_pixels(batch) for _ in range(math.ceil(len(items) / size))],
         "pictures": draw,
         "command": lambda: _silently(arguments),
         "command, pictures": lambda: _silently([*arguments, "--out", str(out)]),

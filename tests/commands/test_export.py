@@ -352,6 +352,26 @@ def test_constants_that_would_fill_the_memory_do_not(exported, tmp_path, monkeyp
 
 
 @pytest.mark.skipif(VERSION < (1, 23), reason="ONNX Runtime keeps to the first limit")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the memory of a process")
+def test_the_bound_of_a_load_never_lifts_a_users_own_and_goes_afterwards(tmp_path):
+    import resource
+
+    model = tmp_path / "m[1].onnx"
+    for path in (model, tmp_path / "m[1].onnx.0.data", tmp_path / "m1.onnx.0.data"):
+        path.write_bytes(b"1")
+    assert memory.files_beside(model) == [tmp_path / "m[1].onnx.0.data"]
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with memory.bounded_loading(model):
+        bound = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    assert bound > 0
+    try:
+        resource.setrlimit(resource.RLIMIT_DATA, (bound - 2**29, before[1]))
+        with memory.bounded_loading(model):
+            assert resource.getrlimit(resource.RLIMIT_DATA)[0] == bound - 2**29
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
 def test_a_graph_that_fills_the_memory_scores_nothing(exported, tmp_path, monkeypatch):
     pixels = np.zeros((1, 64, 64, 3), dtype=np.uint8)
     onnx.save(asking(onnx.load(exported / "model.onnx"), 4, constant=False), tmp_path / "large.onnx")

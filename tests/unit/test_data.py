@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from padim import Config, PadimError
 from padim.config import preset_path
-from padim.data.images import read_image, read_mask
+from padim.data.images import read_image, read_mask, read_with_size
 from padim.data.items import SUFFIXES, Item, collect_images
 from padim.data.layouts import find_category
 from padim.data.loader import ImageLoader, as_tensor, batched
@@ -122,12 +122,14 @@ def test_a_jpeg_is_decoded_at_the_smallest_fraction_that_is_large_enough(tmp_pat
     x, y = np.meshgrid(np.linspace(100, 150, size[0]), np.linspace(150, 100, size[1]))
     saved(Image.fromarray(np.stack([x, y, (x + y) / 2], axis=2).astype(np.uint8)), path, quality=95, exif=exif)
     whole = read_image(path)
+    assert whole.size == (size[::-1] if turned else size)
     by = max(by for by in (1, 2, 4, 8) if by == 1 or min(size) // by >= least)
-    found = read_image(path, least)
+    found, in_file = read_with_size(path, least)
+    assert in_file == whole.size
     assert found.size == (-(-whole.width // by), -(-whole.height // by))
     np.testing.assert_allclose(np.asarray(found), np.asarray(whole.reduce(by)), atol=10)
     saved(whole, path.with_suffix(".png"))
-    assert read_image(path.with_suffix(".png"), least).size == whole.size
+    assert read_with_size(path.with_suffix(".png"), least)[0].size == whole.size
 
 
 @pytest.mark.parametrize(
@@ -284,11 +286,11 @@ def test_a_sample_of_a_reduced_jpeg_has_the_size_and_the_mask_of_the_whole(photo
     image = saved(smooth, tmp_path / "photo.jpg", quality=95)
     mask = Image.new("L", (803, 600))
     mask.paste(255, (200, 300, 400, 500))
-    item, config = Item(image, "hole", saved(mask, tmp_path / "mask.png")), Config(resize=(100, 150), crop=())
+    item, config = Item(image, "hole", saved(mask, tmp_path / "mask.png")), Config(resize=(100, 250), crop=())
     (whole,) = ImageLoader([item], Transform.of(config), workers=1, keep_originals=True)
     reduced = replace(config, decode="reduced")
     (sample,) = ImageLoader([item], Transform.of(reduced), workers=1, keep_originals=True, strict=True)
-    assert (whole.original.size, sample.original.size) == ((803, 600), (201, 150))
+    assert (whole.original.size, sample.original.size) == ((803, 600), (402, 300))
     assert sample.size == whole.size == (803, 600)
     assert np.array_equal(sample.mask, whole.mask)
     assert abs(sample.image.astype(int) - whole.image).mean() < 5
@@ -321,6 +323,17 @@ def test_what_cannot_be_used_is_named_and_counted_and_costs_nothing_else(broken,
     assert samples[3].mask.all()
     for text in ("bad.png", "hole_mask.png", "narrow.png is 20 x 90"):
         assert text in caplog.text
+
+
+def test_an_image_that_stops_the_run_costs_none_of_those_before_it(photo, tmp_path):
+    good = saved(photo, tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    items, batches = [*[Item(good)] * 5, Item(tmp_path / "bad.png"), Item(good)], []
+    loader = ImageLoader(items, Transform.of(Config()), workers=2, strict=True)
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        batches.extend(len(batch) for batch in batched(loader, 3))
+    assert batches == [3, 2]
+    assert [*batched(range(6), 3)] == [[0, 1, 2], [3, 4, 5]]
 
 
 @pytest.mark.parametrize(("number", "message"), [(0, "bad.png"), (1, "hole_mask.png"), (3, "narrow.png")])

@@ -18,7 +18,7 @@ from padim.data.loader import Sample
 from padim.data.transform import Box
 from padim.pipeline.predict import Prediction
 from padim.report.colours import ColourScale
-from padim.report.overlay import border, overlay
+from padim.report.overlay import border, drawn_on, overlay
 from padim.report.panel import panel
 from padim.report.pictures import Pictures
 
@@ -124,6 +124,7 @@ def test_what_was_decoded_at_reduced_size_is_drawn_at_that_size(prediction, tmp_
     assert (whole.size, half.size) == ((400, 100), (200, 50))
     expected = np.asarray(whole.reduce(2)).astype(int)[:, :190]  # the bar's width is in whole pixels
     assert abs(np.asarray(half)[:, :190] - expected).mean() < 5
+    assert drawn_on(replace(seen, seen=Box(101, 1, 301, 99), sample=sample)).seen == Box(50, 0, 151, 50)
     files = Pictures(tmp_path, SCALE, mask=True, panel=True).write("part", replace(seen, sample=sample))
     with Image.open(files["mask"]) as mask:
         assert mask.size == (400, 100)

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 # What is said of an image, as values for JSON.
 Line = dict[str, Any]
 
-# Threads that draw, and images for each of them: drawing a large photo takes half a gigabyte.
-_MOST_THREADS, _AHEAD = 4, 2
+# Threads that draw, each of which takes half a gigabyte for a large photo, and images that are drawn or wait for it.
+_MOST_THREADS, _AHEAD = 4, 8
 
 # Of a line, what the table of --csv has; there are files of pictures beside it.
 _COLUMNS = ("path", "verdict", "score", "p_value", "threshold", "false_alarm_rate", "regions", "error")
@@ -63,7 +63,7 @@ class Results:
             if not (self._pictures or self._sorted):
                 yield from ((prediction, self._line(prediction)) for prediction in predictions)
                 return
-            ahead = Ahead(self._line, predictions, threads=self._threads, count=self._threads * _AHEAD)
+            ahead = Ahead(self._line, predictions, threads=self._threads, count=_AHEAD)
             with closing(iter(ahead)) as begun:
                 for prediction, line in begun:
                     yield prediction, line.result()

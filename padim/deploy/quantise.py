@@ -9,7 +9,6 @@ float32.
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +31,7 @@ from padim.detectors.frame import CommonFrame
 from padim.detectors.options import FitOptions
 from padim.errors import PadimError
 from padim.model import Padim
+from padim.storage.files import scratch_folder
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +83,8 @@ def quantised(model: Detector, examples: Tensor, batches: Batches) -> tuple[Padi
     if not isinstance(model, Padim):
         raise PadimError("--storage int8 is for PaDiM, which can be fitted anew to the network: take fp16")
     names = [f"features_{level}" for level in range(len(model.config.layers))]
-    with tempfile.TemporaryDirectory() as folder:
-        exact, rounded = Path(folder, "exact.onnx"), Path(folder, "rounded.onnx")
+    with scratch_folder() as folder:
+        exact, rounded = folder / "exact.onnx", folder / "rounded.onnx"
         graph = graph_of(model, model.embed, {"images": examples}, names)
         graph.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"  # which otherwise warns: shapes are known
         onnx_ir.save(graph, exact, format="protobuf")

@@ -16,7 +16,7 @@ from typing import Any
 
 from padim.errors import PadimError
 
-# Files are written in folders of this name, which the killed leave behind.
+# Folders of this name have unfinished files, and the killed leave them behind.
 _PREFIX, _SUFFIX = ".padim-", ".tmp"
 _ABANDONED = 3600.0  # seconds, after which nobody writes there any more
 
@@ -78,6 +78,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise PadimError(f"can't write {path}: {error.strerror or error}") from error
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Give a folder for files that are of no use afterwards, in the system's folder for such files."""
+    _remove_abandoned(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(_SUFFIX, _PREFIX) as folder:
+        yield Path(folder)
+
+
 @cache
 def _remove_abandoned(folder: Path) -> None:
     """Remove what others left in a folder when they were killed; once in a process, since folders can be large."""
@@ -93,7 +101,7 @@ def utf8_path(path: Path) -> Iterator[Path]:
     if os.fsencode(path).decode(errors="replace") == str(path):
         yield path
         return
-    with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder, "link")
+    with scratch_folder() as folder:
+        link = folder / "link"
         link.symlink_to(path.absolute())
         yield link

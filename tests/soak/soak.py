@@ -44,6 +44,7 @@ from padim.data.synth import write_category
 
 PROTOCOL = "--resize 64 --crop 64 --channels 20 --batch-size 4"
 IMAGES = 20  # to train on, as many as int8 takes
+LEFT = "ort.quant."  # what ONNX Runtime leaves where it is killed while it quantises
 MEASURES = {"megabytes": 1.05, "handles": 1.0, "threads": 1.0, "temporary": 1.0}  # how much more is still flat
 PATIENCE = 300.0  # seconds, after which a process is taken to hang
 ENGINES = ("openvino",) if importlib.util.find_spec("openvino") else ()
@@ -119,7 +120,8 @@ class Soak:
         """The memory, handles and threads of this process, and the temporary files of its folder."""
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what is free but not given back depends on chance
-        process, temporary = psutil.Process(), [*self.folder.rglob(".padim-*"), *(self.folder / "tmp").iterdir()]
+        process, others = psutil.Process(), (self.folder / "tmp").glob("[!.]*")
+        temporary = [*self.folder.rglob(".padim-*"), *(file for file in others if not file.name.startswith(LEFT))]
         counts = {"minute": minute, "runs": self.runs, "faults": self.faults, "temporary": len(temporary)}
         memory = process.memory_info()
         anonymous = (memory.rss - memory.shared) / 1e6

@@ -28,21 +28,26 @@ class Ahead(Generic[T, R]):
         self._pool = ThreadPoolExecutor(threads, initializer=lower_priority)
         self._begun: deque[tuple[T, Future[R]]] = deque()
         self._problem: BaseException | None = None
-        while eager and len(self._begun) < count and self._begin():
-            pass
+        if eager:
+            self._fill()
 
     def __iter__(self) -> Generator[tuple[T, Future[R]]]:
         """Can be iterated over once. What goes wrong with the values is raised after those that came before it."""
         try:
-            while self._begun or self._begin():
-                while len(self._begun) < self._count and (self._eager or not self._begun[0][1].done()):
-                    if not self._begin():
-                        break
+            self._fill()
+            while self._begun:
                 yield self._begun.popleft()
+                self._fill()
         finally:
             self._pool.shutdown(cancel_futures=True)
         if self._problem is not None:
             raise self._problem
+
+    def _fill(self) -> None:
+        """Begin with as many values as may be under way now."""
+        while len(self._begun) < self._count and (self._eager or not self._begun or not self._begun[0][1].done()):
+            if not self._begin():
+                break
 
     def _begin(self) -> bool:
         """Begin with the next value, if there is one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from padim.errors import PadimError
 
 if TYPE_CHECKING:
     from padim.data.items import Category
+
+log = logging.getLogger(__name__)
 
 
 def parser(prog: str = "padim-eval") -> Parser:
@@ -75,6 +78,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-eval") -> in
                 name = named or model.provenance.category
                 category = _category(options, name, path.parent)
                 check_tests(category, options)
+                if name in {result["category"] for result in results}:
+                    log.warning("%s: the files in %s are those of %s now", name, options.output / name, path)
                 results += evaluated(model, category, options, progress, options.batch_size)
                 cropped = cropped or warn_of_crop(model.config, category.name, category.test)
     if results and not options.json:

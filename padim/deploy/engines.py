@@ -88,7 +88,7 @@ def _onnxruntime(path: Path, device: str, precision: str, threads: int) -> Sessi
     try:
         import onnxruntime
     except ImportError as error:
-        raise PadimError("exported models need ONNX Runtime: pip install onnxruntime") from error
+        raise PadimError(f"exported models need ONNX Runtime: pip install onnxruntime ({first_line(error)})") from error
     kind, _, number = device.partition(":")
     available = onnxruntime.get_available_providers()
     here = [name for name, provider in _PROVIDERS.items() if provider in available]
@@ -130,7 +130,7 @@ def _openvino(path: Path, device: str, precision: str, threads: int) -> Session:
         import openvino
         from openvino.frontend import FrontEndManager
     except ImportError as error:
-        raise PadimError("--engine openvino needs OpenVINO: pip install openvino") from error
+        raise PadimError(f"--engine openvino needs OpenVINO: pip install openvino ({first_line(error)})") from error
     core, name = openvino.Core(), device.upper()
     here = core.available_devices
     if name not in (*here, *(full.partition(".")[0] for full in here)):

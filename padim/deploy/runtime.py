@@ -88,8 +88,10 @@ class Runtime:
             if "scores" not in session.outputs:
                 raise ValueError("scores")
             return runtime
+        except PadimError as error:
+            raise PadimError(f"{path} is a damaged model, or one of a newer padim: {error}") from error
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError) as error:
-            raise PadimError(f"{path} is a damaged model: its metadata can't be understood") from error
+            raise PadimError(f"{path} is a damaged model, or one of a newer padim: its metadata can't be understood") from error
 
     @property
     def has_maps(self) -> bool:

@@ -66,7 +66,7 @@ def model_config(path: Path | str) -> BaseConfig:
     try:
         return configuration(values).from_dict(values)
     except PadimError as error:
-        raise PadimError(f"{path} is a damaged model: {error}") from error
+        raise PadimError(f"{path} is a damaged model, or one of a newer padim: {error}") from error
 
 
 def new_detector(config: BaseConfig, *, weights: Weights | None = None, device: str = "cpu") -> Detector:

@@ -99,7 +99,7 @@ def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor],
         try:
             config, provenance = configuration.from_dict(header["config"]), Provenance(**header["about"])
         except PadimError as error:
-            raise PadimError(f"{path} is a damaged model: {error}") from error
+            raise PadimError(f"{path} is a damaged model, or one of a newer padim: {error}") from error
         if not provenance.images:
             raise ValueError("images")
         return tensors, config, provenance
@@ -156,4 +156,4 @@ def _explained(path: Path) -> Iterator[None]:
     except SafetensorError as error:
         raise PadimError(f"{path} is damaged or not a padim model: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise PadimError(f"{path} is a damaged model: its metadata can't be understood") from error
+        raise PadimError(f"{path} is a damaged model, or one of a newer padim: its metadata can't be understood") from error

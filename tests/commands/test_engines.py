@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -99,6 +100,17 @@ def test_what_is_not_to_be_had_is_named(exported, options, message, data_root, r
     assert message in result.err
 
 
+def test_an_engine_leaves_the_cores_to_others_between_images(exported, engine):
+    runtime = Runtime.load(exported / "model.onnx", engine=engine, threads=4)
+    pixels, busy = pixels_of(2), 0.0
+    for _ in range(10):
+        runtime.score_pixels(pixels)
+        begin = time.process_time()
+        time.sleep(0.02)
+        busy += time.process_time() - begin
+    assert busy < 0.05  # seconds of processors, of 0.2 on each
+
+
 def test_an_engine_is_for_exported_models(exported, run):
     result = run("eval", "--model", exported / "model.safetensors", "--engine", "onnxruntime")
     assert (result.code, result.err.count("\n")) == (2, 1)
@@ -108,7 +120,7 @@ def test_an_engine_is_for_exported_models(exported, run):
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_an_engine_that_is_not_installed_is_named(exported, name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(PadimError, match=f"pip install {name}"):
+    with pytest.raises(PadimError, match=rf"pip install {name} \(import of {name} halted"):
         Runtime.load(exported / "model.onnx", engine=name)
 
 

@@ -178,8 +178,9 @@ def test_an_exported_graph_is_timed_as_a_whole(exported, data_root, run):
 def test_models_are_evaluated_on_their_own_categories(exported, data_root, run, tmp_path):
     several = (exported / "model.onnx", exported / "model.safetensors")
     where = ("--data", data_root, "--output", tmp_path, "--json")
-    lines = [json.loads(line) for line in run("eval", "--model", *several, *where).out.splitlines()]
-    assert [line["category"] for line in lines] == ["texture", "texture"]
+    both = run("eval", "--model", *several, *where)
+    assert [json.loads(line)["category"] for line in both.out.splitlines()] == ["texture", "texture"]
+    assert f"texture: the files in {tmp_path / 'texture'} are those of {several[1]} now" in both.err
     other = json.loads(run("eval", "--model", several[0], "--category", "object", *where).out)
     assert (other["category"], other["images"]) == ("object", 14)
     for wrong, message in (
@@ -261,8 +262,9 @@ def test_other_metadata_is_refused(exported, tmp_path, header, message):
     model = onnx.load(exported / "model.onnx")
     onnx.helper.set_model_props(model, {} if header is None else {"padim": header})
     onnx.save(model, tmp_path / "other.onnx")
-    with pytest.raises(PadimError, match=message):
+    with pytest.raises(PadimError, match=message) as raised:
         Runtime.load(tmp_path / "other.onnx")
+    assert str(raised.value).startswith(f"{tmp_path / 'other.onnx'} is ")
 
 
 def test_what_is_missing_is_named(run, tmp_path):

@@ -299,7 +299,8 @@ def rewritten(path, change):
     [
         (lambda t, h: h.update(version=3), "has format version 3, this program reads version 2"),
         (lambda t, h: h.update(config=3), "metadata can't be understood"),
-        (lambda t, h: h.update(config={"sed": 1}), "'sed' is not a field"),
+        (lambda t, h: h.update(config={"sed": 1}), "or one of a newer padim: 'sed' is not a field"),
+        (lambda t, h: h["about"].update(shift=1), "or one of a newer padim: its metadata can't be understood"),
         (
             lambda t, h: h.update(config=replace(SMALL, channels=21).to_dict()),
             "'channels' is not there as finite int64 of shape",

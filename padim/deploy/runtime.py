@@ -91,7 +91,9 @@ class Runtime:
         except PadimError as error:
             raise PadimError(f"{path} is a damaged model, or one of a newer padim: {error}") from error
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError) as error:
-            raise PadimError(f"{path} is a damaged model, or one of a newer padim: its metadata can't be understood") from error
+            raise PadimError(
+                f"{path} is a damaged model, or one of a newer padim: its metadata can't be understood"
+            ) from error
 
     @property
     def has_maps(self) -> bool:

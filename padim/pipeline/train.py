@@ -159,7 +159,8 @@ def train_category(
     held_out = ImageLoader(tests, transform, workers=options.workers, strict=strict)
     batches = LoaderBatches(loader, category.name, config, progress)
     fit = detector.fit(batches, options, tests=_labelled(held_out, config.batch_size), progress=progress)
-    skipped = distributed.total(loader.skipped)
+    added = fit.images - earlier
+    skipped = len(category.train) - added - len(fit.trimmed)  # one that is gone before the second pass is in the model
     whole = skipped + (detector.provenance.skipped if update_from else 0)
     detector.provenance = dataclasses.replace(detector.provenance, skipped=whole)
     scored, trimmed = _scored_images(category.train, loader.failures, fit)
@@ -171,7 +172,7 @@ def train_category(
     if path and options.storage != "fp32":  # which rounds: what is given back is what was written
         detector = load(path, weights=weights, device=device)
     thresholds = Thresholds.calibrated(detector.calibration, detector.provenance.false_alarm_rate)
-    added, folders = fit.images - earlier, category.folders
+    folders = category.folders
     if update_from and folder:
         folders = {**remembered_folders(folder), **folders}
     result = TrainResult(

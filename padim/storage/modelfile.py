@@ -156,4 +156,6 @@ def _explained(path: Path) -> Iterator[None]:
     except SafetensorError as error:
         raise PadimError(f"{path} is damaged or not a padim model: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise PadimError(f"{path} is a damaged model, or one of a newer padim: its metadata can't be understood") from error
+        raise PadimError(
+            f"{path} is a damaged model, or one of a newer padim: its metadata can't be understood"
+        ) from error

@@ -19,6 +19,7 @@ from padim.deploy.memory import bounded_arena, bounded_loading, files_beside
 from padim.deploy.operators import check_operators
 from padim.errors import PadimError, first_line
 from padim.storage.files import utf8_path
+from padim.system.machine import container_cores
 
 # Devices in the terms of the commands -> the execution providers of ONNX Runtime.
 _PROVIDERS = {
@@ -71,7 +72,7 @@ def open_session(
     try:
         check_operators(path)
         with utf8_path(path) as opened, bounded_loading(path) if device == "cpu" else nullcontext():
-            return ENGINES[engine](opened, device, precision, threads)
+            return ENGINES[engine](opened, device, precision, threads or container_cores())
     except PadimError:
         raise
     except OSError as error:

@@ -4,25 +4,46 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 
+# What the system grants a container, as its control group (version 2) says.
+_CONTAINER = Path("/sys/fs/cgroup")
+
 
 def cores() -> int:
     """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, container_cores() or allowed)
+
+
+def container_cores() -> int:
+    """How many processors the time that a container is granted would fill; 0 without such a limit."""
+    time, period = _granted("cpu.max", "max 1").split()
+    return 0 if time == "max" else -(-int(time) // int(period))
 
 
 def available_memory_bytes() -> int:
-    """How much memory is free for this process, by what the system says."""
+    """How much memory is free for this process, by what the system and its container say."""
     free = _linux_bytes("meminfo", "MemAvailable")
-    if free is not None:
-        return free
-    import psutil
+    if free is None:
+        import psutil
 
-    return int(psutil.virtual_memory().available)
+        free = int(psutil.virtual_memory().available)
+    limit = _granted("memory.max", "max")
+    if limit == "max":
+        return free
+    files = re.search(r"^inactive_file (\d+)$", _granted("memory.stat", ""), re.MULTILINE)  # which give way
+    return max(0, min(free, int(limit) - int(_granted("memory.current", "0")) + int(files[1] if files else 0)))
+
+
+def _granted(file: str, otherwise: str) -> str:
+    with suppress(OSError):
+        return (_CONTAINER / file).read_text().strip()
+    return otherwise
 
 
 def writable_memory_bytes() -> int:

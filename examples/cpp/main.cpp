@@ -130,6 +130,7 @@ int main(int argc, char** argv) try {
     const Json header = Json::parse(entry.get()), config = header.at("config"), limit = threshold(header);
     if (header.at("version") != 1) throw std::runtime_error("an export of another version than 1");
     if (config.value("align", "none") != "none") throw std::runtime_error("aligned models are for padim-predict");
+    if (config.value("decode", "full") != "full") throw std::runtime_error("JPEG is decoded in full here, not reduced");
 
     auto shape = session.GetInputTypeInfo(0).GetTensorTypeAndShapeInfo().GetShape();
     shape[0] = 1;

@@ -124,6 +124,7 @@ def test_what_it_cannot_score_is_an_error_of_one_line(program, variant, tmp_path
         ([], "pass a model and pictures"),
         ([variant(), text], "can't read the picture"),
         ([variant(align="shift"), picture], "aligned models"),
+        ([variant(decode="reduced"), picture], "decoded in full"),
         ([variant(interpolation="nearest"), picture], "interpolation nearest"),
         ([variant(version=2), picture], "another version"),
         ([text, picture], "part.txt"),

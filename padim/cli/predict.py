@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from padim.cli.options import (
     finite,
     scorer_from,
 )
-from padim.cli.results import Results, coloured
+from padim.cli.results import Files, Summary, coloured
 from padim.data.items import SUFFIXES, real
 from padim.errors import PadimError
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from padim.system.progress import OnProgress
 
     Predict = Callable[[Sequence[Item], OnProgress], Generator[tuple[Prediction, Line]]]
+
+log = logging.getLogger(__name__)
 
 
 def parser(prog: str = "padim-predict") -> Parser:
@@ -129,18 +132,19 @@ def _predict(options: argparse.Namespace) -> int:
     names = collect_images(options.inputs, *_result_folders(options))
     if _is_picture(options.out) and len(names) > 1:
         raise PadimError(f"--out {options.out} names one picture, and there are {len(names)} images: name a folder")
-    if _is_picture(options.out) and real(options.out) in map(real, names):
-        raise PadimError(f"--out {options.out} is the image itself: name another picture")
+    for option, path in (("--out", options.out if _is_picture(options.out) else None), ("--csv", options.csv)):
+        if path and real(path) in map(real, [*names, options.model]):
+            raise PadimError(f"{option} {path} is what is read: name another file")
     items = [Item(path, mask=find_mask(path) if options.panel else None) for path in names]
-    predict, results = _prepared(options, names.__getitem__)
+    predict, summary = _prepared(options, names.__getitem__), Summary(options.csv)
     try:
         with progress_bars() as progress:
             for prediction, line in predict(items, progress):
-                results.add(prediction, line)
+                summary.add(prediction, line)
     finally:  # also of what was scored before Ctrl-C
-        results.write_table()
-    results.close()
-    return USER_ERROR if results.failed else 0
+        summary.write_table()
+    summary.close()
+    return USER_ERROR if summary.failed else 0
 
 
 def _result_folders(options: argparse.Namespace) -> list[Path]:
@@ -160,7 +164,7 @@ def _watch(options: argparse.Namespace) -> int:
     from padim.system.signals import stop_requests
 
     watch = Watch(options.watch, 1.0 if options.settle is None else options.settle, *_result_folders(options))
-    predict, _ = _prepared(options, lambda path: Path(watch.name(path)))
+    predict = _prepared(options, lambda path: Path(watch.name(path)))
     path = options.record or (options.out or options.watch) / "watched.jsonl"
     with Record(path) as record, stop_requests() as stop:
         if record:
@@ -168,15 +172,16 @@ def _watch(options: argparse.Namespace) -> int:
         for prediction, line, stamp in follow(watch, record, lambda items: predict(items, silent), stop):
             line |= {"name": watch.name(prediction.path)} | stamp._asdict()
             print(coloured(line), flush=True)
-            record.add(line)
+            if "error" in line and not prediction.problem:  # its files are missing: after a restart it has another go
+                log.error("%s", line["error"])
+                record.pass_over(line)
+            else:
+                record.add(line)
     return 0
 
 
-def _prepared(options: argparse.Namespace, name: Callable[[Path], Path]) -> tuple[Predict, Results]:
-    """What predicts, and what becomes of the predictions, as the options ask for.
-
-    `name` gives what the files of an image are called.
-    """
+def _prepared(options: argparse.Namespace, name: Callable[[Path], Path]) -> Predict:
+    """What predicts and writes files as the options ask for; `name` gives what those of an image are called."""
     from padim.pipeline.predict import predict
 
     scorer = scorer_from(options, options.model)
@@ -186,7 +191,7 @@ def _prepared(options: argparse.Namespace, name: Callable[[Path], Path]) -> tupl
     if options.sort and thresholds.threshold is None:
         raise PadimError(f"--sort: {options.model} gives no verdicts, it has no calibration: pass --threshold SCORE")
     pictures = _pictures(options, scorer, thresholds)
-    results = Results(options, pictures, name)
+    files = Files(pictures, options.sort, name, threads=options.workers)
 
     def predicted(items: Sequence[Item], progress: OnProgress) -> Generator[tuple[Prediction, Line]]:
         predictions = predict(
@@ -200,9 +205,9 @@ def _prepared(options: argparse.Namespace, name: Callable[[Path], Path]) -> tupl
             timing=options.timing,
             progress=progress,
         )
-        return results.lines(predictions)
+        return files.lines(predictions)
 
-    return predicted, results
+    return predicted
 
 
 def _thresholds(options: argparse.Namespace, scorer: Scorer) -> Thresholds:

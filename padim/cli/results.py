@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -16,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from padim.deploy.sorting import sort_image
 from padim.errors import ImageError, PadimError
 from padim.storage.files import check_writable, write_text
 from padim.system.ahead import Ahead
@@ -39,28 +39,26 @@ _COLUMNS = ("path", "verdict", "score", "p_value", "threshold", "false_alarm_rat
 _COLOURS = {"anomalous": 31, "normal": 32}
 
 
-class Results:
-    """Everything that the options ask to be made of predictions.
+class Files:
+    """Writes the files of predictions: pictures, and links in the folders of their verdicts."""
 
-    Attributes:
-        failed: how many images were scored whose files could not be written, or not scored for no fault of theirs.
-    """
+    def __init__(
+        self, pictures: Pictures | None, sort: Path | None, name: Callable[[Path], Path], *, threads: int
+    ) -> None:
+        """Pictures, if any, and links below `sort`, if anywhere; `name` gives what the files of an image are called.
 
-    def __init__(self, options: argparse.Namespace, pictures: Pictures | None, name: Callable[[Path], Path]) -> None:
-        """What the options ask for, with these pictures; `name` gives what the files of an image are called."""
-        self._pictures, self._sorted, self._csv = pictures, options.sort, options.csv
-        self._name, self._threads = name, min(options.workers, _MOST_THREADS)
-        self._start, self._counts, self._rows = time.perf_counter(), Counter[str](), list[dict[str, Any]]()
-        for folder in filter(None, (self._csv and self._csv.parent, self._sorted)):
-            check_writable(folder)
-        if self._csv and self._csv.is_dir():
-            raise PadimError(f"--csv {self._csv} is a folder: name a file")
-        self._taken, self.failed = Counter[str](), 0
+        Raises:
+            PadimError: no links can be made there.
+        """
+        self._pictures, self._folder, self._name = pictures, sort, name
+        self._threads = min(threads, _MOST_THREADS)
+        if sort:
+            check_writable(sort)
 
     def lines(self, predictions: Generator[Prediction]) -> Generator[tuple[Prediction, Line]]:
         """The predictions, each with what is said of it; threads write its files while others are scored."""
         with closing(predictions):
-            if not (self._pictures or self._sorted):
+            if not (self._pictures or self._folder):
                 yield from ((prediction, self._line(prediction)) for prediction in predictions)
                 return
             ahead = Ahead(self._line, predictions, threads=self._threads, count=_AHEAD)
@@ -71,22 +69,57 @@ class Results:
     def _line(self, prediction: Prediction) -> Line:
         """What is said of an image, once its files are written."""
         line, name, start = prediction.summary(), self._name(prediction.path), time.perf_counter()
-        try:
-            if self._pictures and prediction.anomaly_map is not None:
-                line |= self._pictures.write(name, prediction)
-            if self._sorted and prediction.verdict:
-                line["sorted"] = str(self._sort(prediction.path, prediction.verdict, name))
-        except PadimError as error:  # the verdict holds, and the other images are scored all the same
-            line["error"] = str(error)
+        problems = []
+        for step in (self._draw, self._sort):
+            try:
+                line |= step(name, prediction)
+            except PadimError as error:  # the verdict holds, and the other images are scored all the same
+                problems.append(str(error))
+        if problems:
+            line["error"] = "; ".join(problems)
         if prediction.milliseconds:
             stages = {**prediction.milliseconds, "pictures": 1e3 * (time.perf_counter() - start)}
             line["milliseconds"] = {stage: round(taken, 2) for stage, taken in stages.items()}
         return line
 
+    def _draw(self, name: Path, prediction: Prediction) -> Line:
+        if self._pictures is None or prediction.anomaly_map is None:
+            return {}
+        return self._pictures.write(name, prediction)
+
+    def _sort(self, name: Path, prediction: Prediction) -> Line:
+        path, verdict = prediction.path, prediction.verdict
+        if self._folder is None or verdict is None:
+            return {}
+        return {"sorted": str(sort_image(self._folder, verdict, path, name.with_name(path.name)))}
+
+
+class Summary:
+    """Prints the lines of predictions, and counts them.
+
+    Attributes:
+        failed: how many images were scored whose files could not be written, or not scored for no fault of theirs.
+    """
+
+    def __init__(self, table: Path | None) -> None:
+        """With the file of a table that is to have a row per image, if there is to be one.
+
+        Raises:
+            PadimError: it can't be written.
+        """
+        self._start, self._counts, self._taken = time.perf_counter(), Counter[str](), Counter[str]()
+        self._table, self._rows, self.failed = table, list[dict[str, Any]](), 0
+        if table:
+            check_writable(table.parent)
+            if table.is_dir():
+                raise PadimError(f"--csv {table} is a folder: name a file")
+
     def add(self, prediction: Prediction, line: Line) -> None:
         """Print the line of an image, and count it."""
         self._add_row(line)
-        if isinstance(prediction.problem, ImageError):  # which was said when it was read
+        if isinstance(prediction.problem, ImageError):
+            if prediction.problem.may_pass:  # else it was said when it was read
+                log.warning("skipped: %s", prediction.problem)
             self._counts["unreadable"] += 1
             self.failed += prediction.problem.of_machine
             return
@@ -117,14 +150,9 @@ class Results:
 
     def _add_row(self, line: Line) -> None:
         """Keep what the table is to have of a line, if there is to be one."""
-        if self._csv:
+        if self._table:
             regions = {"regions": len(line["regions"])} if "regions" in line else {}
             self._rows.append({name: value for name, value in (line | regions).items() if name in _COLUMNS})
-
-    def _sort(self, path: Path, verdict: str, name: Path) -> Path:
-        from padim.deploy.sorting import sort_image
-
-        return sort_image(self._sorted, verdict, path, name.with_name(path.name))
 
     def write_table(self) -> None:
         """Write the rows of what was scored so far, where a table is wanted.
@@ -132,13 +160,13 @@ class Results:
         Raises:
             PadimError: it can't be written.
         """
-        if not self._csv:
+        if not self._table:
             return
         text = io.StringIO(newline="")
         table = csv.DictWriter(text, _COLUMNS)
         table.writeheader()
         table.writerows(self._rows)
-        write_text(self._csv, text.getvalue())
+        write_text(self._table, text.getvalue())
 
 
 def coloured(line: Line) -> str:

@@ -83,8 +83,8 @@ class ImageLoader:
     ) -> None:
         """Reads with `workers` threads; `strict` makes the first unreadable file an error.
 
-        A fault of the machine that does not pass is an error, too, unless `skip_faults` leaves it to the caller: what
-        images there are must not depend on it.
+        A fault of the machine that does not pass is an error, too, unless `skip_faults` leaves it to the caller, who
+        says so: what images there are must not depend on it.
         """
         self.items = items
         self.transform = transform
@@ -159,7 +159,8 @@ class ImageLoader:
             if self._stops(error):
                 raise
             self.failures[item.path] = error
-            log.warning("skipped: %s", error)
+            if not (self.skip_faults and error.may_pass):
+                log.warning("skipped: %s", error)
             return None
         if sample.item.anomalous and sample.mask is None:
             self.unmasked += 1

@@ -30,6 +30,13 @@ def sort_image(folder: Path, verdict: str, image: Path, name: Path) -> Path:
     Raises:
         PadimError: another file or link is there, or nothing can be written.
     """
+    try:
+        return _placed(folder, verdict, image, name)
+    except OSError as error:
+        raise PadimError(f"can't sort {image} into {folder}: {error.strerror or error}") from error
+
+
+def _placed(folder: Path, verdict: str, image: Path, name: Path) -> Path:
     source, path = real(image), folder / verdict / name
     for place in (path, *(folder / other / name for other in VERDICTS if other != verdict)):
         if place.is_symlink() and real(place) not in (source, place) and place.exists():

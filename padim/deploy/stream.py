@@ -41,6 +41,10 @@ class Stamp(NamedTuple):
     modified_ns: int
 
 
+# Of a line, what an image is known by.
+_KEY = ("name", *Stamp._fields)
+
+
 class Record:
     """A file of JSON lines, one per image that is done; what is in it is not done again after a restart.
 
@@ -82,10 +86,17 @@ class Record:
             if os.fstat(self._file.fileno()).st_nlink == 0:  # someone has deleted it
                 self._file.close()
                 self._open()
-            self._file.write(json.dumps(line).encode() + b"\n")
+            text = json.dumps(line).encode() + b"\n"
+            if len(text) >= _LONGEST_LINE:
+                text = json.dumps({field: line[field] for field in _KEY}).encode() + b"\n"
+            self._file.write(text)
             self._file.flush()
         except OSError as error:
             raise self._problem(error) from error
+        self.pass_over(line)
+
+    def pass_over(self, line: dict[str, Any]) -> None:
+        """Take an image for done until the process ends."""
         self._done.add(_key(line))
 
     def _read(self) -> None:
@@ -202,7 +213,7 @@ def follow(
             log.warning("the folder %s is not there: waiting for it", watch.folder)
             while not watch.folder.is_dir() and not stop.wait(watch.settle + 0.05):
                 pass
-        finished = watch.finished(record)
+        finished, idle = watch.finished(record), True
         # A folder of many files takes long to look through: not more than a tenth of the time.
         pause = max(watch.settle / 2, 0.05, 9 * (time.monotonic() - start))
         for stamps in map(dict, batched(finished.items(), _AT_ONCE)):
@@ -217,10 +228,11 @@ def follow(
                             log.warning("will be tried again: %s", problem)
                             postponed.add(path)
                     else:
+                        idle = False
                         yield prediction, made_of_it, stamps[path]
                     if stop.is_set():
                         return
-        if not finished:
+        if idle:
             stop.wait(pause)
 
 
@@ -230,4 +242,4 @@ def _key(line: dict[str, Any]) -> int:
     Raises:
         KeyError, TypeError: it isn't a line of a record.
     """
-    return hash((line["name"], line["bytes"], line["modified_ns"]))
+    return hash(tuple(line[field] for field in _KEY))

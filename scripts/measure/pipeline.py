@@ -28,7 +28,7 @@ import numpy as np
 from padim.cli.options import scorer_from
 from padim.cli.predict import main as padim_predict
 from padim.cli.predict import parser
-from padim.cli.results import Results
+from padim.cli.results import Files
 from padim.data.images import read_image
 from padim.data.items import Item, collect_images
 from padim.data.loader import ImageLoader
@@ -87,14 +87,14 @@ def _works(options: argparse.Namespace, photos: Path, out: Path) -> dict[str, Ca
     predictions = [*predict(scorer, items[:32], keep_originals=True)]
     batch = np.stack([prediction.sample.image for prediction in predictions[:size] if prediction.sample])
     scale = ColourScale.about(predictions[0].thresholds.threshold, scorer.dimensions)
-    results = Results(given, Pictures(out, scale), lambda path: Path(path.name))
+    files = Files(Pictures(out, scale), None, lambda path: Path(path.name), threads=given.workers)
 
     def read() -> None:
         for _ in ImageLoader(items, transform, workers=given.workers, keep_originals=True):
             pass
 
     def draw() -> None:
-        for _ in results.lines(prediction for prediction in islice(cycle(predictions), len(items))):
+        for _ in files.lines(prediction for prediction in islice(cycle(predictions), len(items))):
             pass
 
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -280,7 +281,10 @@ def test_one_image_and_the_name_of_a_picture(run, trained, photos, tmp_path):
     assert "names one picture, and there are 2 images" in refused.err
     shutil.copy(image, tmp_path / "mine.png")
     refused = run(*common, tmp_path / "mine.png", "--out", tmp_path / "mine.png")
-    assert (refused.code, "is the image itself" in refused.err) == (2, True)
+    assert (refused.code, "is what is read" in refused.err) == (2, True)
+    for read in (tmp_path / "mine.png", common[2]):
+        refused = run(*common, tmp_path / "mine.png", "--csv", read)
+        assert (refused.code, refused.err) == (2, f"ERROR: --csv {read} is what is read: name another file\n")
     assert (tmp_path / "mine.png").read_bytes() == image.read_bytes()
     (tmp_path / "found.png").mkdir()
     assert run(*common, image.parent, "--out", tmp_path / "found.png").code == 0
@@ -329,6 +333,28 @@ def test_links_that_are_sorted_again_still_lead_to_the_images(run, trained, phot
     assert other.code == 2
     assert other.err.count("is a link to another image: choose another folder with --sort") >= 2
     assert (tmp_path / "anomalous/000.png").readlink() == photos / "plate/test/stain/000.png"
+
+
+def test_a_folder_that_refuses_links_costs_no_other_image(run, trained, photos, tmp_path, monkeypatch):
+    common = ("predict", "--model", trained / "ok/model.safetensors", "--sort", tmp_path, photos / "plate/test/stain")
+    assert run(*common, "--threshold", 1e6).code == 0
+    unlink = sorting.Path.unlink
+    monkeypatch.setattr(
+        sorting.Path, "unlink", lambda path: os.unlink(tmp_path / "nowhere") if path.stem == "000" else unlink(path)
+    )
+    result = run(*common, "--threshold", 0)
+    first, *others = map(json.loads, result.out.splitlines())
+    assert (result.code, first["verdict"], "can't sort" in first["error"]) == (2, "anomalous", True)
+    assert len(others) == len([*(tmp_path / "anomalous").iterdir()]) > 0
+
+
+def test_a_picture_that_fails_costs_no_place_in_the_folder_of_the_verdict(run, trained, photos, tmp_path):
+    (tmp_path / "out/000_heatmap.png").mkdir(parents=True)
+    common = ("predict", "--model", trained / "ok/model.safetensors", photos / "plate/test/stain", "--threshold", 0)
+    result = run(*common, "--out", tmp_path / "out", "--sort", tmp_path / "sorted")
+    first, *_ = map(json.loads, result.out.splitlines())
+    assert (result.code, "Is a directory" in first["error"]) == (2, True)
+    assert (tmp_path / "sorted/anomalous/000.png").is_symlink()
 
 
 def test_copies_move_with_the_verdict(photos, tmp_path, monkeypatch):

@@ -160,6 +160,14 @@ def test_what_is_no_record_is_left_alone(tmp_path):
         Record(tmp_path)
 
 
+def test_a_line_of_any_length_is_kept(tmp_path):
+    line = {"name": "a", "bytes": 1, "modified_ns": 2}
+    with Record(tmp_path / "record.jsonl") as record:
+        record.add(line | {"regions": [[0] * 10**6]})
+    with Record(tmp_path / "record.jsonl") as record:
+        assert ("a", Stamp(1, 2)) in record
+
+
 def test_a_record_that_was_deleted_is_written_again(tmp_path):
     path = tmp_path / "record.jsonl"
     with Record(path) as record:
@@ -208,6 +216,10 @@ def test_what_the_machine_is_to_blame_for_is_tried_again(model, data_root, tmp_p
     assert "File name too long" in lines[long]["error"]
     assert "is not a regular file" in lines["pipe.png"]["error"]
     assert "will be tried again" in err
+    assert "pipe.png is not a regular file" in err
+    assert err.count("first.png") == 1
+    record = map(json.loads, (tmp_path / "out/watched.jsonl").read_text().splitlines())
+    assert {line["name"] for line in record} == {"first.png", "pipe.png"}  # the other one has another go
 
 
 @pytest.mark.parametrize(
@@ -225,6 +237,27 @@ def test_wrong_options(run, model, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     result = run("predict", "--model", model, *options)
     assert (result.code, result.err) == (2, f"ERROR: {message}\n")
+
+
+def test_what_fails_again_and_again_is_not_asked_for_without_a_pause(tmp_path):
+    (tmp_path / "a.png").touch()
+    stop, events = threading.Event(), []
+
+    def wait(_):
+        events.append("pause")
+
+    def predict(items):
+        events.append("try")
+        if len(events) > 7:
+            stop.set()
+        error = ImageError("not allowed")
+        error.__cause__ = PermissionError(13, "not allowed")
+        yield Prediction(items[0].path, Thresholds(), problem=error), {}
+
+    stop.wait = wait
+    with Record(tmp_path / "record.jsonl") as record:
+        assert [*follow(Watch(tmp_path, settle=0.0), record, predict, stop)] == []
+    assert events == ["try", "pause"] * 4 + ["try"]
 
 
 def test_a_stop_is_heeded_while_images_are_postponed(tmp_path):

@@ -107,7 +107,7 @@ class Calibration:
         if allowed < 1:
             raise PadimError(
                 f"a false-alarm rate of {false_alarm_rate:g} takes at least {math.ceil(1 / false_alarm_rate) - 1}"
-                f" training images, the model has {n}: ask for {self.smallest_rate():.3f} or more"
+                f" training images, the model has {n}: ask for {rounded_up(self.smallest_rate()):g} or more"
             )
         return shortest(np.nextafter(self.scores[n - allowed], np.float32(np.inf)))
 
@@ -185,6 +185,12 @@ def outlying(scores: NDArray[np.float32]) -> list[int]:
     above = logarithms - np.median(logarithms)
     spread = max(1.4826 * float(np.median(np.abs(above))), _LEAST_SPREAD)
     return [int(position) for position in np.argsort(-above) if above[position] > _FAR * spread]
+
+
+def rounded_up(rate: float) -> float:
+    """A rate in three significant digits and no less, to ask for."""
+    digits = 2 - math.floor(math.log10(rate))
+    return math.ceil(rate * 10**digits - 1e-9) / 10**digits
 
 
 def shortest(value: np.float32) -> float:

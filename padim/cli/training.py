@@ -69,9 +69,11 @@ def _warn_of_rate(summary: Mapping[str, Any], asked: float | None) -> None:
     """Say that the images are too few for the rate that was asked for, where they are."""
     rate = summary["false_alarm_rate"]
     if asked and rate and rate > asked:
+        from padim.calibration import rounded_up  # NumPy is slow to import
+
         log.warning(
-            "%s: %d images support a false-alarm rate of %.3g and more, which is taken instead of %g",
-            *(summary["category"], summary["images"], rate, asked),
+            "%s: %d images support a false-alarm rate of %g and more, which is taken instead of %g",
+            *(summary["category"], summary["images"], rounded_up(rate), asked),
         )
 
 

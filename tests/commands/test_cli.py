@@ -624,7 +624,7 @@ def test_a_rate_that_the_images_cannot_support_is_said(run, data_root, weights_f
     result = run("train", *where, "--false-alarm-rate", 0.01)
     assert (result.code, result.err.count("\n")) == (0, 1)
     assert (
-        "texture: 8 images support a false-alarm rate of 0.111 and more, which is taken instead of 0.01" in result.err
+        "texture: 8 images support a false-alarm rate of 0.112 and more, which is taken instead of 0.01" in result.err
     )
     assert result.out.endswith("for a false-alarm rate of 0.111\n")
     assert run("train", *where, "--false-alarm-rate", 0.2).err == ""

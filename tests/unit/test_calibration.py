@@ -37,6 +37,16 @@ def test_a_threshold_flags_no_more_than_its_share_of_exchangeable_scores(n, rate
     assert flagged >= math.floor(rate * (n + 1) + 1e-9)  # and wastes nothing
 
 
+@pytest.mark.parametrize("n", [3, 8, 99, 100, 199, 209, 299, 333, 2500, 99_999])
+def test_the_rate_that_is_advised_is_taken(n):
+    calibration = of_scores(range(n))
+    with pytest.raises(PadimError) as raised:
+        calibration.threshold(1 / (n + 2))
+    rate = float(str(raised.value).split(": ask for ")[1].removesuffix(" or more"))
+    assert 1 / (n + 1) <= rate < 1.01 / (n + 1)
+    assert calibration.threshold(rate) > n - 1
+
+
 def test_the_rate_of_a_score_counts_itself():
     calibration = of_scores([1.0, 2.0, 3.0, 4.0])
     assert [calibration.p_value(score) for score in (0.5, 2.0, 2.5, 9.0)] == [1.0, 0.8, 0.6, 0.2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -61,13 +62,17 @@ def products(precision: str) -> Iterator[None]:
     """Within, products of float32 tensors are products in float32, whatever the process allows elsewhere.
 
     With `tf32`, GPUs that have TensorFloat-32 keep 10 bits of a factor. Networks bear that, the cancellations of a
-    Schur complement don't.
+    Schur complement don't. The setting is that of the process: while a thread wants exact products, every thread has
+    them.
     """
-    before = _set_rounding(_ROUNDED if precision == "tf32" else _EXACT)
+    key = object()
+    with _changing():
+        _wanted[key] = threading.get_ident(), _ROUNDED if precision == "tf32" else _EXACT
     try:
         yield
     finally:
-        _set_rounding(before)
+        with _changing():
+            del _wanted[key]
 
 
 @contextmanager
@@ -90,15 +95,38 @@ _EXACT: tuple[Any, ...] = ("ieee",) * 4 if _BY_LIBRARY else ("highest", False)
 _ROUNDED: tuple[Any, ...] = ("tf32", "tf32", "ieee", "ieee") if _BY_LIBRARY else ("high", True)
 
 
-def _set_rounding(wanted: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Set what float32 products may be rounded to; returns what they could before."""
+_lock = threading.Lock()
+_wanted: dict[object, tuple[int, tuple[Any, ...]]] = {}  # by threads that are within `products`, the latest last
+_elsewhere: tuple[Any, ...] = ()  # what the process allows outside of it
+
+
+@contextmanager
+def _changing() -> Iterator[None]:
+    """Within, what is wanted changes; then it is set."""
+    global _elsewhere
+    with _lock:
+        if not _wanted:
+            _elsewhere = _rounding()
+        yield
+        latest = dict(_wanted.values()).values()  # of each thread
+        _set_rounding(_EXACT if _EXACT in latest else _ROUNDED if latest else _elsewhere)
+
+
+def _rounding() -> tuple[Any, ...]:
+    """What float32 products may be rounded to."""
     if not _BY_LIBRARY:
-        before = torch.get_float32_matmul_precision(), _BACKENDS.cudnn.allow_tf32
-        torch.set_float32_matmul_precision(wanted[0])
-        _BACKENDS.cudnn.allow_tf32 = wanted[1]
-        return before
-    libraries = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv, _BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv)
-    before_each = tuple(library.fp32_precision for library in libraries)
-    for library, precision in zip(libraries, wanted, strict=True):
+        return torch.get_float32_matmul_precision(), _BACKENDS.cudnn.allow_tf32
+    return tuple(library.fp32_precision for library in _libraries())
+
+
+def _set_rounding(allowed: tuple[Any, ...]) -> None:
+    if not _BY_LIBRARY:
+        torch.set_float32_matmul_precision(allowed[0])
+        _BACKENDS.cudnn.allow_tf32 = allowed[1]
+        return
+    for library, precision in zip(_libraries(), allowed, strict=True):
         library.fp32_precision = precision
-    return before_each
+
+
+def _libraries() -> tuple[Any, ...]:
+    return _BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv, _BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv

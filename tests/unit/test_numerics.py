@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numerics
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from oracles import fitted
 
 from padim import Padim, PadimError
+from padim.system.device import products
 
 
 @pytest.mark.parametrize("name", numerics.CONDITIONS)
@@ -118,6 +121,39 @@ def test_neither_fit_nor_score_compute_in_tf32(random_weights, allowing_tf32):
     with Gpu():
         found = fitted(Padim(SMALL, weights=random_weights), [images]).score(images)
     assert torch.equal(found.maps, expected.maps)
+
+
+def allowed():
+    """What torch may round products and convolutions to on a GPU."""
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="asks for the settings of torch 2.9")
+def test_one_thread_does_not_take_another_ones_settings_away(allowing_tf32):
+    """The second thread is within when the first one leaves; each of them, and what is nested, may want its own."""
+    before = allowed()
+    inside, left = threading.Event(), threading.Event()
+
+    def second():
+        with products("fp32"):
+            inside.set()
+            assert left.wait(30)
+            return allowed()
+
+    with ThreadPoolExecutor(1) as pool:
+        with products("tf32"):
+            assert allowed() == ("tf32", "tf32")
+            exact = pool.submit(second)
+            assert inside.wait(30)
+            assert allowed() == ("ieee", "ieee")
+        left.set()
+        assert exact.result() == ("ieee", "ieee")
+    assert allowed() == before
+    with products("fp32"):
+        with products("tf32"):
+            assert allowed() == ("tf32", "tf32")
+        assert allowed() == ("ieee", "ieee")
+    assert allowed() == before
 
 
 def test_why_tf32_is_kept_out():

@@ -189,8 +189,8 @@ def outlying(scores: NDArray[np.float32]) -> list[int]:
 
 def rounded_up(rate: float) -> float:
     """A rate in three significant digits and no less, to ask for."""
-    digits = 2 - math.floor(math.log10(rate))
-    return math.ceil(rate * 10**digits - 1e-9) / 10.0**digits
+    scale: float = 10.0 ** (2 - math.floor(math.log10(rate)))
+    return math.ceil(rate * scale - 1e-9) / scale
 
 
 def shortest(value: np.float32) -> float:

@@ -19,7 +19,7 @@ from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.density import GaussianDensity, KernelDensity
 from padim.cutpaste.network import EMBEDDING, CutPasteNetwork
 from padim.cutpaste.training import train
-from padim.detectors.batches import Batches, as_pixels
+from padim.detectors.batches import Batches, as_pixels, check_images
 from padim.detectors.contract import Detector
 from padim.detectors.frame import CommonFrame
 from padim.detectors.options import FitOptions, FitResult
@@ -90,7 +90,7 @@ class CutPaste(Detector):
                 "--select best-on-test needs normal and defective test images: pass --eval, with images of both kinds"
             )
         frame = CommonFrame(self.config)
-        images = _collected(self.on_device(batch) for batch in frame.images(batches))
+        images = _collected(frame.images(batches), *self.config.image_size)
         self.alignment = frame.finish()
         if len(images) < 2:
             raise PadimError(f"a density needs at least two training images, there is {len(images) or 'none'}")
@@ -193,7 +193,10 @@ class CutPaste(Detector):
         return Curve.of(labels.cpu().numpy(), scores.cpu().numpy()).area()
 
 
-def _collected(batches: Iterable[Tensor]) -> NDArray[np.uint8]:
+def _collected(batches: Iterable[Tensor], height: int, width: int) -> NDArray[np.uint8]:
     """Batches of images, uint8 or floats in 0..1, as one array `[n, h, w, 3]`."""
-    parts = [*map(as_pixels, batches)]
+    parts = []
+    for batch in batches:
+        check_images(batch, height, width)
+        parts.append(as_pixels(batch))
     return np.concatenate(parts) if parts else np.empty((0, 0, 0, 3), dtype=np.uint8)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,11 +20,11 @@ from padim.cutpaste.augment import view_generator, views
 from padim.cutpaste.config import CutPasteConfig
 from padim.cutpaste.network import CutPasteNetwork
 from padim.errors import PadimError
+from padim.system.ahead import Ahead
 from padim.system.device import autocast, products
-from padim.system.machine import lower_priority
 
-# Batches that are being made while one is learned from.
-_AHEAD = 2
+# The batch that is learned from, and two that are being made.
+_AHEAD = 3
 
 # What an optimizer keeps per weight, by torch's names.
 _KEPT = {"sgd": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq", "step")}
@@ -90,22 +88,16 @@ class Training:
         Raises:
             PadimError: a loss or a gradient is not finite.
         """
-        with ThreadPoolExecutor(workers, initializer=lower_priority) as pool:
-            remaining = iter(range(self.step, self._config.steps))
-            ahead = deque(pool.submit(self.batch, number) for number in islice(remaining, _AHEAD))
-            try:
-                while ahead:
-                    start = time.perf_counter()
-                    batch = ahead.popleft().result()
-                    number = next(remaining, None)
-                    if number is not None:
-                        ahead.append(pool.submit(self.batch, number))
-                    with products(self._config.precision):  # those of the gradients, too
-                        step = self._update(batch, start)
-                    yield step
-            finally:
-                for future in ahead:
-                    future.cancel()
+        numbers = range(self.step, self._config.steps)
+        ahead = Ahead(self.batch, numbers, threads=workers, count=_AHEAD, eager=True)
+        start = time.perf_counter()
+        with closing(iter(ahead)) as begun:
+            for _, future in begun:
+                batch = future.result()
+                with products(self._config.precision):  # those of the gradients, too
+                    step = self._update(batch, start)
+                yield step
+                start = time.perf_counter()
 
     def learning_rate(self) -> float:
         """That of the next step: half a cosine down, and in the reference up again."""

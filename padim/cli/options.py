@@ -190,8 +190,9 @@ def scorer_from(options: argparse.Namespace, path: Path) -> Scorer:
     if exported:
         device = "cpu" if options.device == AUTO else options.device
         precision = options.precision
-        if precision == AUTO:
-            precision = precision_on(device, AUTO) if options.engine == "openvino" else "fp32"
+        if precision == AUTO and device == "cpu" and options.engine != "openvino":  # which has no bf16 there
+            precision = "fp32"
+        precision = precision_on(device, precision)
     else:
         device = pick_device(options.device)
         precision = precision_on(device, options.precision)

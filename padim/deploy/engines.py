@@ -6,6 +6,7 @@ processors that have it, and ONNX Runtime TensorFloat-32 on GPUs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -69,16 +70,17 @@ def open_session(
     """
     if engine not in ENGINES:
         raise PadimError(f"there is no engine {engine!r}; there are {', '.join(ENGINES)}")
+    on_cpu = re.split("[:.]", device.lower())[0] == "cpu"
     try:
         check_operators(path)
-        with utf8_path(path) as opened, bounded_loading(path) if device == "cpu" else nullcontext():
+        with utf8_path(path) as opened, bounded_loading(path) if on_cpu else nullcontext():
             return ENGINES[engine](opened, device, precision, threads or container_cores())
     except PadimError:
         raise
     except OSError as error:
         raise PadimError(f"can't read the model {path}: {error.strerror or error}") from error
     except Exception as error:  # their classes are not public
-        if device != "cpu":
+        if not on_cpu:
             raise PadimError(f"{engine} can't load {path} on {device}: {first_line(error)}; try cpu") from error
         raise PadimError(
             f"{path} is damaged, not an ONNX model, or without the .data file that was written beside it"

@@ -58,7 +58,8 @@ def evaluate_category(
     thresholds = Thresholds.calibrated(scorer.calibration, scorer.provenance.false_alarm_rate, false_alarm_rate)
     loader = ImageLoader(category.test, Transform.of(scorer.config), workers=workers, strict=strict)
     samples = tracked(loader, category.name, progress)
-    images = score_samples(scorer, samples, batch_size or scorer.config.batch_size, keep_images=report)
+    size = batch_size or scorer.config.batch_size
+    images = score_samples(scorer, samples, size, keep_images=report)
     if category.test and not images:
         raise PadimError("no test image could be read")
     metrics = metrics_of(images, scorer.config.image_size)
@@ -86,13 +87,13 @@ def evaluate_category(
     if folder and report:
         from padim.report.page import write_report
 
-        write_report(folder, found, scorer, _unusual(folder, scorer, workers))
+        write_report(folder, found, scorer, _unusual(folder, scorer, workers, size))
     return found
 
 
-def _unusual(folder: Path, scorer: Scorer, workers: int) -> list[ImageResult]:
+def _unusual(folder: Path, scorer: Scorer, workers: int, batch_size: int) -> list[ImageResult]:
     """The training images that stood out, with the scores that they had when they were left out of the fit."""
     scores = dict(list(unusual_images(folder).items())[:_SHOWN])
     loader = ImageLoader([Item(path, GOOD) for path in scores], Transform.of(scorer.config), workers=workers)
-    results = score_samples(scorer, loader, scorer.config.batch_size, keep_images=True)
+    results = score_samples(scorer, loader, batch_size, keep_images=True)
     return [dataclasses.replace(result, score=scores[result.item.path]) for result in results]

@@ -49,13 +49,18 @@ class Stopwatch:
         self.milliseconds = {name: 1e3 * seconds / len(pixels) for name, seconds in parts.items()}
         return scores
 
-    def _begin(self, *_: object) -> None:
-        self._begun = time.perf_counter()
+    def _begin(self, network: Any, *_: object) -> None:
+        self._begun = _now(network)
 
     def _end(self, network: Any, *_: object) -> None:
-        device = next(network.parameters()).device
-        if device.type == "cuda":  # where it has only been told what to compute
-            import torch
+        self._seconds += _now(network) - self._begun
 
-            torch.cuda.synchronize(device)
-        self._seconds += time.perf_counter() - self._begun
+
+def _now(network: Any) -> float:
+    """The time, once the device of a network has computed all that it was told to."""
+    device = next(network.parameters()).device
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

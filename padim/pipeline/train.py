@@ -134,6 +134,8 @@ def train_category(
     """
     if not category.train:
         raise PadimError(f"no training images: {EXPECTED}")
+    if options.ignore and update_from:
+        raise PadimError("an update keeps the pixels that the model ignores: omit the mask")
     start = time.perf_counter()
     folder = Path(output, category.name) if output is not None else None
     if folder:
@@ -148,8 +150,6 @@ def train_category(
         detector = load(update_from, weights=weights, device=device)
     else:
         detector = make(config, weights=weights, device=device)
-    if options.ignore and update_from:
-        raise PadimError("an update keeps the pixels that the model ignores: omit the mask")
     if options.ignore:
         detector.ignore(ignored_pixels(options.ignore, category.train, transform))
     earlier = detector.provenance.images

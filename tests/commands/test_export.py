@@ -338,7 +338,8 @@ def asking(model, count, constant):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds it")
-def test_constants_that_would_fill_the_memory_do_not(exported, tmp_path, monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_constants_that_would_fill_the_memory_do_not(device, exported, tmp_path, monkeypatch):
     import resource
 
     monkeypatch.setattr(memory, "ANY_SIZE", 2 * 10**8)
@@ -348,7 +349,7 @@ def test_constants_that_would_fill_the_memory_do_not(exported, tmp_path, monkeyp
     reset_peak_memory()
     start = peak_memory_bytes()
     with suppress(PadimError):  # or ONNX Runtime leaves the constants that are too large for later
-        Runtime.load(tmp_path / "large.onnx")
+        Runtime.load(tmp_path / "large.onnx", device=device)
     assert peak_memory_bytes() - start < 10**9
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
 

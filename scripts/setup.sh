@@ -15,6 +15,7 @@ version=$("$python" --version) || {
 wanted="$version $(cat pyproject.toml scripts/requirements.txt | cksum)"
 if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
     [ "$(.venv/bin/python --version 2>/dev/null)" = "$version" ] || "$python" -m venv --clear .venv
+    echo "installing about 5 GB into .venv, which takes a few minutes" >&2
     .venv/bin/python -m pip install --quiet --require-hashes --requirement scripts/requirements.txt
     .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
     echo "$wanted" >.venv/installed

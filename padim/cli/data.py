@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from padim.cli.command import USER_ERROR, Failures, Parser, command, progress_bars
-from padim.cli.options import add_folder_options, add_workers_option, category_from, in_own_folders
+from padim.cli.options import add_folder_options, add_workers_option, category_from, in_own_folders, own_name
 from padim.cli.tables import aligned
 from padim.errors import PadimError, printable
 
@@ -83,20 +83,16 @@ def _names(options: argparse.Namespace) -> list[str]:
     Raises:
         PadimError: there is none, or the options contradict each other.
     """
-    from padim.data.items import real
     from padim.data.layouts import categories
 
-    given = list(dict.fromkeys(options.category))
     if not in_own_folders(options):
         if not options.data:
             raise PadimError("which images? Pass ROOT, the folder of the categories, or --normal DIR for your own")
         there = categories(options.data)
-        return given or there
+        return list(dict.fromkeys(options.category)) or there
     if options.data:
         raise PadimError(f"pass either the data folder {options.data} or folders of your own with --normal, not both")
-    if not options.normal or len(given) > 1:
-        raise PadimError("images of your own: pass --normal DIR, and --category NAME for one name at most")
-    return given or [real(options.normal).name]
+    return [own_name(options)]
 
 
 def _report(name: str, options: argparse.Namespace, progress: OnProgress) -> CategoryReport:

@@ -39,7 +39,9 @@ def parser(prog: str = "padim-export") -> Parser:
         "--images", type=Path, metavar="DIR", help="for int8: normal images, best those of the training"
     )
     add_workers_option(result)
-    result.add_argument("--out", type=Path, metavar="FILE", help="where to (default: model.onnx beside the model)")
+    result.add_argument(
+        "--out", type=Path, metavar="FILE", help="where to (default: model.onnx beside the model, whose place it takes)"
+    )
     result.add_argument(
         "--weights", type=Path, metavar="FILE", help="backbone weights, for models saved without (default: download)"
     )

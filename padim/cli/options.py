@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from padim.config import PRECISIONS
+from padim.errors import PadimError
 from padim.system.machine import cores, multiplies_bfloat16
 
 if TYPE_CHECKING:
@@ -69,6 +70,24 @@ def category_from(options: argparse.Namespace, name: str) -> Category:
 def in_own_folders(options: argparse.Namespace) -> bool:
     """Whether the options name folders of images rather than a data root."""
     return any(getattr(options, name, None) for name in ("normal", "test", "defect", "masks"))
+
+
+def own_name(options: argparse.Namespace) -> str:
+    """The name of a category in folders of one's own: the one that is given, or that of the folder above `train/good`.
+
+    Raises:
+        PadimError: the options name several categories, or no folder of normal images.
+    """
+    from padim.data.items import GOOD, real
+
+    given = list(dict.fromkeys(options.category))
+    if not options.normal:
+        raise PadimError("--test, --defect and --masks are for images of your own: pass --normal DIR, too")
+    if len(given) > 1 or "all" in given:
+        raise PadimError("images of your own: pass --category NAME for one name at most")
+    folder = real(options.normal)
+    own = (name for name in reversed(folder.parts[1:]) if name not in ("train", GOOD))
+    return given[0] if given else next(own, folder.name)
 
 
 def add_output_option(parser: argparse._ActionsContainer) -> None:

@@ -167,6 +167,7 @@ def _watch(options: argparse.Namespace) -> int:
     predict = _prepared(options, lambda path: Path(watch.name(path)))
     path = options.record or (options.out or options.watch) / "watched.jsonl"
     with Record(path) as record, stop_requests() as stop:
+        print(f"watching {options.watch} until Ctrl-C or SIGTERM", file=sys.stderr)
         if record:
             print(f"{len(record)} images are in {path} and not scored again", file=sys.stderr)
         for prediction, line, stamp in follow(watch, record, lambda items: predict(items, silent), stop):

@@ -27,6 +27,7 @@ from padim.cli.options import (
     category_from,
     default_data,
     in_own_folders,
+    own_name,
     pick_device,
     positive,
     precision_on,
@@ -299,16 +300,14 @@ def _names(options: argparse.Namespace) -> list[str]:
     Raises:
         PadimError: there is none, or the options contradict each other.
     """
-    from padim.data.items import real
     from padim.data.layouts import categories
 
     given = list(dict.fromkeys(options.category))
     if in_own_folders(options):
-        if not options.normal or len(given) > 1 or "all" in given:
-            raise PadimError("images of your own: pass --normal DIR, and --category NAME for one name at most")
+        name = own_name(options)
         if not options.eval and (options.test or options.defect or options.masks):
             raise PadimError("--test, --defect and --masks are for --eval: pass that too")
-        return given or [real(options.normal).name]
+        return [name]
     if not given:
         raise PadimError("which category? Pass --category NAME, --category all, or --normal DIR for your own images")
     there = categories(options.data or default_data())

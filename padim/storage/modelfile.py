@@ -151,9 +151,13 @@ def _explained(path: Path) -> Iterator[None]:
     """What goes wrong within with a model file becomes an error."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise PadimError(f"there is no model {path}: padim-train writes one") from error
     except OSError as error:
         raise PadimError(f"can't read the model {path}: {error.strerror or error}") from error
     except SafetensorError as error:
+        if path.suffix.lower() == ".onnx":
+            raise PadimError(f"{path} is an exported model: pass the file that padim-train wrote") from error
         raise PadimError(f"{path} is damaged or not a padim model: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise PadimError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,7 +207,7 @@ def test_eval_says_what_is_missing(run, data_root, trained, tmp_path):
     result = run("eval", "--data", data_root, "--output", trained, "--category", "texture", "bottle", "--json")
     assert result.code == 2
     assert json.loads(result.out)["category"] == "texture"
-    assert f"ERROR: bottle: can't read the model {trained}/bottle/model.safetensors: No such file" in result.err
+    assert f"ERROR: bottle: there is no model {trained}/bottle/model.safetensors: padim-train writes one" in result.err
 
 
 def test_eval_without_masks_still_has_image_figures(run, trained, data_root, tmp_path):
@@ -608,6 +609,20 @@ def test_help_shows_the_options_of_one_method_and_names_the_other(run):
     assert "padim-train --method cutpaste --help" in " ".join(padim_help.split())
     assert run("train", "--preset", "cutpaste-scar", "--help").out == cutpaste_help
     assert padim_help.index("--category") < padim_help.index("--data") < padim_help.index("--epsilon")
+
+
+@pytest.mark.parametrize(
+    ("below", "options", "name"),
+    [
+        ("shop/cap/train/good", (), "cap"),
+        ("shop/photos", (), "photos"),
+        ("shop/cap/good", ("--category", "lid"), "lid"),
+    ],
+)
+def test_a_category_has_the_name_of_its_folder(run, data_root, tmp_path, below, options, name):
+    shutil.copytree(data_root / "texture/train/good", tmp_path / below)
+    found = run("data", "check", "--normal", tmp_path / below, *options, "--json")
+    assert json.loads(found.out)["category"] == name
 
 
 def test_nothing_is_trained_for_an_evaluation_without_images(run, data_root, weights_file, tmp_path):

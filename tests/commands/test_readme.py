@@ -23,4 +23,4 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     exec(example, names)
     assert names["evaluation"].metrics.pixel_auroc is not None
     assert names["prediction"].verdict in ("normal", "anomalous")
-    assert (tmp_path / "demo/runs/object/model.safetensors").is_file()
+    assert (tmp_path / "demo/lite0/object/model.safetensors").is_file()

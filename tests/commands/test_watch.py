@@ -77,7 +77,10 @@ def test_files_are_scored_as_they_appear_and_not_again(model, data_root, tmp_pat
     with watching(model, folder, "--out", tmp_path / "out") as (process, lines):
         until(lambda: len(lines()) == 2, process)
         code, errors = stopped(process, signal.SIGINT)
-        assert (code, errors) == (0, f"3 images are in {record} and not scored again\n")
+        assert (code, errors) == (
+            0,
+            f"watching {folder} until Ctrl-C or SIGTERM\n3 images are in {record} and not scored again\n",
+        )
     assert {line["path"] for line in lines()} == {str(folder / "third.png"), str(folder / "broken.png")}
 
 

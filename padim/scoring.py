@@ -52,8 +52,9 @@ def _smoothed(values: np.ndarray, sigma: float) -> np.ndarray:
 
     Reflected at both ends a column repeats after twice its length, so that its cosines are only scaled.
     """
-    impulse = np.eye(1, 2 * len(values))[0]
-    kernel = scipy.ndimage.gaussian_filter1d(impulse, sigma, mode="wrap", truncate=4.0) if sigma else impulse
+    kernel = np.eye(1, 2 * len(values))[0]
+    if sigma >= 0.125:  # else, cut off at four times its width, it reaches no other pixel
+        kernel = scipy.ndimage.gaussian_filter1d(kernel, sigma, mode="wrap", truncate=4.0)
     scales = np.fft.rfft(kernel).real[:-1, None]
     smoothed: np.ndarray = scipy.fft.idct(scales * scipy.fft.dct(values, axis=0), axis=0)
     return smoothed

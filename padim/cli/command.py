@@ -65,11 +65,13 @@ def command(run: Command) -> Command:
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # file names may be anything
         try:
+            if "" in (sys.argv[1:] if arguments is None else arguments):
+                raise PadimError("an argument is empty: is a variable unset?")
             return run(arguments, *prog, **named)
         except PadimError as error:
             log.error("%s", error)
             return USER_ERROR
-        except (MemoryError, RuntimeError) as error:
+        except (ImportError, MemoryError, RuntimeError) as error:
             advice = _shortage(error)
             if advice is None:
                 raise
@@ -122,7 +124,7 @@ def _is_open(descriptor: int) -> bool:
 def _shortage(error: Exception) -> str | None:
     """What to do if Python, torch on the CPU or torch on a GPU ran out of memory; None if it is another error."""
     text = str(error)
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "failed to map segment" in text:
         return "out of memory: take a smaller --batch-size, smaller images, or fewer --channels or --workers"
     if "out of memory" in text or "ALLOC_FAILED" in text:  # of CUDA's libraries, some have classes of their own
         return "the GPU is out of memory: take a smaller --batch-size, or --device cpu"

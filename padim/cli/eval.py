@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-eval") -> in
                 check_tests(category, options)
                 if name in {result["category"] for result in results}:
                     log.warning("%s: the files in %s are those of %s now", name, options.output / name, path)
-                results += evaluated(model, category, options, progress, options.batch_size)
+                results += evaluated(model, category, options, progress, options.batch_size, path.parent)
                 cropped = cropped or warn_of_crop(model.config, category.name, category.test)
     if results and not options.json:
         print(evaluation_tables(results, detailed=options.detailed))
@@ -93,21 +93,21 @@ def _models(options: argparse.Namespace) -> dict[Path, str | None]:
     Raises:
         PadimError: there is none, or the options contradict each other.
     """
-    names = list(dict.fromkeys(options.category))
-    everything = not names or "all" in names
+    names = [name for name in dict.fromkeys(options.category) if name != "all"]
+    everything = not names or "all" in options.category
     if options.model:
         if len(names) > 1 or (names and len(options.model) > 1):
             raise PadimError("--model: several models are evaluated on their own categories, one on --category NAME")
         models = dict.fromkeys(options.model, None if everything else names[0])
-    elif everything:
-        models = {path: path.parent.name for path in sorted(options.output.glob("*/model.safetensors"))}
     else:
-        models = {options.output / name / "model.safetensors": name for name in names}
+        there = sorted(options.output.glob("*/model.safetensors")) if everything else []
+        models = {path: path.parent.name for path in there}
+        models |= {options.output / name / "model.safetensors": name for name in names}
     if not models:
         raise PadimError(f"no trained model under {options.output}: run padim-train first, or pass --output DIR")
     if in_own_folders(options) and len(models) > 1:
-        there = ", ".join(path.parent.name for path in models)
-        raise PadimError(f"--test and --defect are for one model: pass --category with one of {there}")
+        trained = ", ".join(path.parent.name for path in models)
+        raise PadimError(f"--test and --defect are for one model: pass --category with one of {trained}")
     return models
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from padim.cli.options import in_own_folders
@@ -48,7 +49,12 @@ def check_tests(category: Category, options: argparse.Namespace) -> None:
 
 
 def evaluated(
-    scorer: Scorer, category: Category, options: argparse.Namespace, progress: OnProgress, batch_size: int | None = None
+    scorer: Scorer,
+    category: Category,
+    options: argparse.Namespace,
+    progress: OnProgress,
+    batch_size: int | None = None,
+    trained_in: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate a category as the options ask for, say what there is to say of it, and give its summary.
 
@@ -66,6 +72,7 @@ def evaluated(
         workers=options.workers,
         strict=options.strict,
         report=options.report,
+        trained_in=trained_in,
         progress=progress,
     )
     name, unmasked = evaluation.category, evaluation.unmasked

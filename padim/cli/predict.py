@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Generator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,6 +133,13 @@ def _predict(options: argparse.Namespace) -> int:
     names = collect_images(options.inputs, *_result_folders(options))
     if _is_picture(options.out) and len(names) > 1:
         raise PadimError(f"--out {options.out} names one picture, and there are {len(names)} images: name a folder")
+    for folder, place in product(_result_folders(options), options.inputs):
+        if place.is_dir() and real(folder).is_relative_to(real(place)):
+            log.warning(
+                "%s lies in %s: images there are not scored now, and would be without this option", folder, place
+            )
+    if options.csv and options.csv.suffix.lower() in SUFFIXES:
+        raise PadimError(f"--csv {options.csv} names a picture: name the file of the table")
     for option, path in (("--out", options.out if _is_picture(options.out) else None), ("--csv", options.csv)):
         if path and real(path) in map(real, [*names, options.model]):
             raise PadimError(f"{option} {path} is what is read: name another file")

@@ -160,16 +160,16 @@ def _categories(options: argparse.Namespace) -> tuple[list[Category], int]:
     from padim.reproduction.published import GROUPS
 
     there = categories(options.data)
-    every = "all" in options.category
-    names = list(dict.fromkeys(there if every else options.category))
+    given, every = [name for name in options.category if name != "all"], "all" in options.category
+    names = dict.fromkeys([*(there if every else ()), *given])
     found = [find_category(options.data, name) for name in names if name in there]
-    known = GROUPS["all"] if any(name in GROUPS["all"] for name in there) else ()
-    missing = [name for name in (known if every else names) if name not in there]
+    known = GROUPS["all"] if every and any(name in GROUPS["all"] for name in there) else ()
+    missing = [name for name in dict.fromkeys([*known, *given]) if name not in there]
     if not found:
         raise PadimError(f"none of the categories is in {options.data} (there: {', '.join(there)})")
     if missing:
         log.warning("not there: %s", ", ".join(missing))
-    return found, 0 if every else len(missing)
+    return found, sum(name not in there for name in set(given))
 
 
 def _runs(

@@ -116,23 +116,22 @@ def collect_images(inputs: Sequence[Path], *exclude: Path) -> dict[Path, Path]:
         all of them have in common, without the suffix where that is enough to tell them apart. It has no `..`.
 
     Raises:
-        PadimError: an input isn't there or is the excluded folder, or there is no image.
+        PadimError: an input isn't there, it is an excluded folder or a file in one, or there is no image.
     """
     found: dict[Path, Path] = {}
     for path in inputs:
-        if path.is_dir():
-            if real(path) in map(real, exclude):
-                raise PadimError(f"{path} is where the results go: choose another folder for them")
-            found |= {_place(image): image for image in images_below(path, *exclude) if _place(image) not in found}
-        elif path.exists():
-            found.setdefault(_place(path), path)
-        else:
+        if not path.exists():
             raise PadimError(f"there is no image or folder {path}")
+        folder = path if path.is_dir() else path.parent
+        if real(folder) in map(real, exclude):
+            raise PadimError(f"{folder} is where the results go: choose another folder for them")
+        for image in images_below(path, *exclude) if path.is_dir() else [path]:
+            found.setdefault(_place(image), image)
     if not found:
         raise PadimError(f"no images in {', '.join(map(str, inputs))} ({', '.join(sorted(SUFFIXES))})")
     common = os.path.commonpath([place.parent for place in found])
     names = {path: place.relative_to(common) for place, path in found.items()}
-    uses = Counter(name.with_suffix("") for name in names.values())
+    uses = Counter(name.with_suffix("") for name in names.values()) + Counter(names.values())
     return {path: bare if uses[bare := name.with_suffix("")] == 1 else name for path, name in names.items()}
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
@@ -114,7 +115,11 @@ def plain_category(
 
 
 def _check_name(name: str) -> None:
-    if name in ("", "..") or Path(name).name != name:
+    try:
+        too_long = len(os.fsencode(name)) > 255
+    except UnicodeEncodeError:  # as half of a character outside the basic plane
+        too_long = True
+    if name in ("", "..") or Path(name).name != name or "\0" in name or too_long:
         raise PadimError(f"category {name!r} is not the name of a folder: pass --category NAME")
 
 

@@ -208,11 +208,11 @@ def follow(
     """
     postponed: set[Path] = set()
     while not stop.is_set():
-        start = time.monotonic()
         if not watch.folder.is_dir():
             log.warning("the folder %s is not there: waiting for it", watch.folder)
             while not watch.folder.is_dir() and not stop.wait(watch.settle + 0.05):
                 pass
+        start = time.monotonic()
         finished, idle = watch.finished(record), True
         # A folder of many files takes long to look through: not more than a tenth of the time.
         pause = max(watch.settle / 2, 0.05, 9 * (time.monotonic() - start))

@@ -21,9 +21,11 @@ def images_of(batch: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def check_images(images: Tensor, height: int, width: int) -> None:
-    """Raise a PadimError unless the images have this size, and floats lie in 0..1."""
+    """Raise a PadimError unless the images have this size and are uint8, or floats that lie in 0..1."""
     if tuple(images.shape[1:]) != (3, height, width):
         raise PadimError(f"images have shape {list(images.shape)}, expected [n, 3, {height}, {width}]")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise PadimError(f"images are {images.dtype}: pass torch.uint8, or floats in 0..1")
     if images.is_floating_point() and bool(((images < 0) | (images > 1)).any()):
         raise PadimError("floating point images have values in 0..1: divide by 255, or pass uint8")
 
@@ -36,4 +38,4 @@ def as_pixels(images: Tensor) -> NDArray[np.uint8]:
 
 def as_images(pixels: NDArray[np.uint8]) -> Tensor:
     """An array `[n, h, w, 3]` as images."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)

@@ -34,6 +34,7 @@ def evaluate_category(
     workers: int = 1,
     strict: bool = False,
     report: bool = False,
+    trained_in: Path | None = None,
     progress: OnProgress = silent,
 ) -> Evaluation:
     """Score the test images of a category and measure how well their defects are found.
@@ -47,6 +48,7 @@ def evaluate_category(
         workers: threads that read images.
         strict: whether the first unreadable image or mask is an error; else it is skipped and counted.
         report: whether to write `report.html`, too, which needs no test images to show training images that stood out.
+        trained_in: the folder of the model, whose `train.json` names them; by default where the results go.
         progress: is told how far it has come.
 
     Raises:
@@ -87,7 +89,7 @@ def evaluate_category(
     if folder and report:
         from padim.report.page import write_report
 
-        write_report(folder, found, scorer, _unusual(folder, scorer, workers, size))
+        write_report(folder, found, scorer, _unusual(trained_in or folder, scorer, workers, size))
     return found
 
 

@@ -26,7 +26,7 @@ def own_category(folder: Path, name: str) -> Category | None:
         return None
     try:
         tests = plain_category(name, None, *(folders.get(use) for use in ("test", "defect", "masks")))
-    except PadimError as error:
+    except (OSError, PadimError) as error:
         raise PadimError(f"{error}; the model was trained with it: pass --test and --defect") from error
     return dataclasses.replace(tests, folders=folders)
 
@@ -41,7 +41,7 @@ def remembered_folders(folder: Path) -> dict[str, Path]:
 
 def unusual_images(folder: Path) -> dict[Path, float]:
     """The training images that score higher than the rest and are still there, with their leave-one-out scores."""
-    with suppress(KeyError, TypeError, ValueError):
+    with suppress(KeyError, OSError, OverflowError, TypeError, ValueError):
         found = {Path(image["path"]): float(image["score"]) for image in _summary(folder).get("unusual", [])}
         return {path: score for path, score in found.items() if path.is_file()}
     return {}

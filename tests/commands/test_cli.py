@@ -156,6 +156,7 @@ def test_damaged_images_are_named_and_counted(run, weights_file, tmp_path):
         (("--category", "texture", "--nonsense"), "unrecognized arguments: --nonsense"),
         (("--category", "texture", "--output", "/dev/null/runs"), "can't write to the folder /dev/null/runs"),
         (("--category", "texture", "--workers", "0"), "0 is not a number from 1 to 256"),
+        (("--category", "texture", "--ignore", ""), "an argument is empty: is a variable unset?"),
     ],
     ids=str,
 )
@@ -302,7 +303,8 @@ def test_predict_takes_images_of_any_shape_and_kind(run, trained, tmp_path):
     }
     assert result.code == 0
     assert "bad name.png" in result.err
-    assert result.err.count("\n") == 2
+    assert f"{tmp_path / 'in/out'} lies in {images}: images there are not scored now" in result.err
+    assert result.err.count("\n") == 3
     assert "5 images: 4 anomalous, 1 unreadable, " in result.err
     again = run("predict", "--model", model, images, "--out", tmp_path / "in/out")
     assert again.out == result.out  # its own heatmaps are not scored
@@ -355,6 +357,10 @@ def test_running_out_of_memory_is_one_line(run, data_root, weights_file, tmp_pat
     result = run("train", *arguments)
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "out of memory: take a smaller --batch-size" in result.err
+    too_short = ImportError("libtorch_cuda.so: failed to map segment from shared object")
+    monkeypatch.setattr(Padim, "fit", lambda *_, **__: (_ for _ in ()).throw(too_short))
+    result = run("train", *arguments)
+    assert (result.code, result.err.count("\n"), "out of memory" in result.err) == (2, 1, True)
     monkeypatch.setattr(Padim, "fit", lambda *_, **__: torch.ones(2) @ torch.ones(3))  # a bug is not hidden
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         run("train", *arguments)
@@ -574,7 +580,7 @@ def test_one_command_has_all_others_as_subcommands(run, data_root, tmp_path):
     assert run("main", "train").err.startswith("ERROR: which category?")
     assert run("main", "train", "--help").out.startswith("usage: padim train ")
     assert run("main", "data", "check", data_root).code == 0
-    for unknown in ("tarin", "train.py", ""):
+    for unknown in ("tarin", "train.py"):
         result = run("main", unknown)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
         assert "there are train, eval, predict" in result.err
@@ -623,6 +629,16 @@ def test_a_category_has_the_name_of_its_folder(run, data_root, tmp_path, below, 
     shutil.copytree(data_root / "texture/train/good", tmp_path / below)
     found = run("data", "check", "--normal", tmp_path / below, *options, "--json")
     assert json.loads(found.out)["category"] == name
+
+
+def test_a_misspelt_name_beside_all_is_named(run, data_root, weights_file, trained):
+    for command in (
+        ("train", "--dry-run", "--data", data_root, "--weights", weights_file, *PROTOCOL),
+        ("eval", "--data", data_root, "--output", trained),
+    ):
+        result = run(*command, "--category", "all", "nope")
+        assert (result.code, "nope" in result.err, result.err.count("\n")) == (2, True, 1)
+        assert "texture" in result.out
 
 
 def test_nothing_is_trained_for_an_evaluation_without_images(run, data_root, weights_file, tmp_path):

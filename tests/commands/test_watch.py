@@ -242,6 +242,29 @@ def test_wrong_options(run, model, tmp_path, monkeypatch, options, message):
     assert (result.code, result.err) == (2, f"ERROR: {message}\n")
 
 
+def test_a_folder_that_was_away_for_long_is_looked_at_soon(tmp_path, monkeypatch):
+    """The clock goes by what is waited for: an hour until the folder is there again."""
+    folder, stop, pauses = tmp_path / "in", threading.Event(), []
+    folder.mkdir()
+    watch = Watch(folder, settle=1.0)
+    folder.rmdir()
+    clock = [0.0]
+
+    def wait(seconds):
+        if not folder.is_dir():
+            clock[0] += 3600
+            folder.mkdir()
+        else:
+            pauses.append(seconds)
+            stop.set()
+
+    stop.wait = wait
+    monkeypatch.setattr("padim.deploy.stream.time.monotonic", lambda: clock[0])
+    with Record(tmp_path / "record.jsonl") as record:
+        assert [*follow(watch, record, None, stop)] == []
+    assert pauses == [0.5]
+
+
 def test_what_fails_again_and_again_is_not_asked_for_without_a_pause(tmp_path):
     (tmp_path / "a.png").touch()
     stop, events = threading.Event(), []

@@ -51,6 +51,15 @@ def test_inputs_are_collected_once_and_named_apart(tmp_path):
         collect_images([tmp_path / "nowhere"], tmp_path)
     with pytest.raises(PadimError, match="no images in"):
         collect_images([tmp_path / "in/none"], tmp_path / "in/out")
+    with pytest.raises(PadimError, match="in is where the results go"):
+        collect_images([tmp_path / "in/2.bmp"], tmp_path / "in")
+
+
+def test_no_name_without_a_suffix_is_another_ones_with_it(tmp_path):
+    images = [tmp_path / name for name in ("a.png", "a.jpg", "a.png.png", "b.png")]
+    for image in images:
+        image.touch()
+    assert [*map(str, collect_images(images).values())] == ["a.png", "a.jpg", "a.png.png", "b"]
 
 
 # Reading them

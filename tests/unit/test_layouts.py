@@ -163,7 +163,7 @@ def test_a_mask_of_the_same_name_in_another_folder_is_another_images(tmp_path):
     assert masks == [tmp_path / "masks/x/0.png", tmp_path / "masks/y/0.png"]
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "a\0b", "a\ud800", "a" * 256])
 def test_names_of_no_folder_are_refused(tmp_path, name):
     make(tmp_path, "ok/a.png")
     with pytest.raises(PadimError, match="not the name of a folder"):

@@ -13,8 +13,9 @@ from padim.tiles import Tiling
 @pytest.mark.parametrize("upsampling", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(
     ("grid", "size", "sigma"),
-    [((56, 56), (224, 224), 4.0), ((5, 9), (40, 72), 4.0), ((2, 2), (8, 8), 4.0), ((7, 5), (28, 20), 0.0)],
-    ids=["as published", "not square", "smaller than the filter", "no smoothing"],
+    [((56, 56), (224, 224), 4.0), ((5, 9), (40, 72), 4.0), ((2, 2), (8, 8), 4.0), ((7, 5), (28, 20), 0.0)]
+    + [((7, 5), (28, 20), sigma) for sigma in (1e-300, 1e-160, 0.124, 0.126)],
+    ids=["as published", "not square", "smaller than the filter", "no smoothing", *["hardly any"] * 4],
 )
 def test_maps_are_those_of_interpolate_and_gaussian_filter(grid, size, sigma, upsampling):
     distances = torch.rand(3, *grid) * 20

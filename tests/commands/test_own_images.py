@@ -202,6 +202,23 @@ def test_images_that_stand_out_are_named(run, trained, photos, weights_file, tmp
     assert found["threshold"] < summary(trained)["threshold"]
 
 
+def test_a_report_shows_the_images_that_its_own_model_stumbled_over(run, trained, folders, tmp_path):
+    others = tmp_path / "runs/ok"
+    others.mkdir(parents=True)
+    image = {"path": str(tmp_path / "other.png"), "score": 99.75}
+    shutil.copy(trained.parent / Path(summary(trained)["unusual"][0]["path"]), image["path"])
+    (others / "train.json").write_text(json.dumps({"unusual": [image]}))
+    broken = [{"path": "x" * 5000, "score": 1.0}, {"path": "y", "score": 10**400}]
+    (tmp_path / "train.json").write_text(json.dumps({"unusual": broken}))
+    shutil.copy(trained / "ok/model.safetensors", tmp_path)
+    where = ("--output", others.parent, "--report", *folders)
+    assert run("eval", "--model", trained / "ok/model.safetensors", *where).code == 0
+    page = (others / "report.html").read_text()
+    assert ("ok/007.png" in page, "other.png" in page) == (True, False)
+    assert run("eval", "--model", tmp_path / "model.safetensors", *where).code == 0
+    assert "ok/007.png" not in (others / "report.html").read_text()
+
+
 def test_the_table_of_rates_and_defect_types(run, trained):
     result = run("eval", "--output", trained)
     figures = json.loads((trained / "ok/eval.json").read_text())

@@ -87,9 +87,10 @@ def evaluated(
         print(printable(f"report: {evaluation.report}"), file=sys.stderr)
     if not evaluation.images:
         return []
+    summary = evaluation.summary()
     if options.json:
-        print(json.dumps(evaluation.summary()), flush=True)
-    return [evaluation.summary()]
+        print(json.dumps(summary), flush=True)
+    return [summary]
 
 
 def warn_of_crop(config: BaseConfig, name: str, items: Sequence[Item]) -> bool:

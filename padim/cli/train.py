@@ -99,6 +99,7 @@ def _add_look_options(parser: Parser, method: str) -> None:
         "--dry-run", action="store_true", help="print the memory to expect on the CPU and the model's size"
     )
     group.add_argument("--print-config", action="store_true", help="print the resolved configuration")
+    group.set_defaults(show_augmentations=None)
     if method == CutPasteConfig.method:
         group.add_argument(
             "--show-augmentations", type=positive, metavar="N", help="write a sheet of N augmented images"
@@ -108,9 +109,14 @@ def _add_look_options(parser: Parser, method: str) -> None:
 def _add_fit_options(group: argparse._ActionsContainer, method: str) -> None:
     """The options of a fit, without those that the method refuses."""
     refused = CONFIGURATIONS[method].refused
+    group.set_defaults(embed_backbone=True, keep_moments=False, update=None, ignore=None, resume=False)
+    group.set_defaults(checkpoint_steps=FitOptions.checkpoint_steps)
     if "embed_backbone" not in refused:
         group.add_argument(
-            "--no-embed-backbone", action="store_true", help="omit the backbone's weights from the model file"
+            "--no-embed-backbone",
+            dest="embed_backbone",
+            action="store_false",
+            help="omit the backbone's weights from the model file",
         )
     if "update" not in refused:
         group.add_argument(
@@ -133,7 +139,7 @@ def _add_fit_options(group: argparse._ActionsContainer, method: str) -> None:
         )
     if "resume" not in refused:
         group.add_argument(
-            "--checkpoint-steps", type=positive, default=50, metavar="K", help="steps between checkpoints (default: 50)"
+            "--checkpoint-steps", type=positive, metavar="K", help="steps between checkpoints (default: %(default)s)"
         )
         group.add_argument("--resume", action="store_true", help="go on from the checkpoint beside the model")
     group.add_argument(
@@ -144,7 +150,8 @@ def _add_fit_options(group: argparse._ActionsContainer, method: str) -> None:
     )
     group.add_argument(
         "--no-calibration",
-        action="store_true",
+        dest="calibrate",
+        action="store_false",
         help="don't look for a threshold, which can take a second pass; an update keeps its model's",
     )
 
@@ -157,12 +164,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which must not wait until other processes have answered
     options = _parsed(sys.argv[1:] if arguments is None else arguments, prog)
     options.eval = options.eval or options.report
-    update: Path | None = getattr(options, "update", None)
+    update: Path | None = options.update
     config = _config(options)
-    looks = options.print_config or options.dry_run or getattr(options, "show_augmentations", None)
+    looks = options.print_config or options.dry_run or options.show_augmentations
     if options.align == AUTO and looks:
         raise PadimError("--align auto is decided by a training: to look ahead, take none, shift or rotate")
-    if vars(options).get("ignore") and options.align not in (None, "none"):
+    if options.ignore and options.align not in (None, "none"):
         raise PadimError("--ignore and --align exclude each other: pixels to ignore lie where the camera sees them")
     if options.print_config:
         print(config.to_toml(), end="")
@@ -171,7 +178,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
     options.detailed = options.verbose or len(names) == 1
     if options.dry_run:
         return _each(names, lambda name: _estimated(category_from(options, name), config, options))
-    if getattr(options, "show_augmentations", None):
+    if options.show_augmentations:
         return _each(names, lambda name: str(_augmentations(category_from(options, name), config, options)))
 
     from padim.detectors.registry import detector_class
@@ -240,18 +247,17 @@ def _parsed(arguments: Sequence[str], prog: str) -> argparse.Namespace:
 
 
 def _fit_options(options: argparse.Namespace) -> FitOptions:
-    """What the options ask of a fit and of its file; a method has not all of them."""
-    given = vars(options)
+    """What the options ask of a fit and of its file."""
     return FitOptions(
         false_alarm_rate=options.false_alarm_rate,
-        calibrate=not options.no_calibration,
-        ignore=given.get("ignore"),
-        keep_moments=given.get("keep_moments", FitOptions.keep_moments),
-        update=given.get("update") is not None,
-        embed_backbone=not given.get("no_embed_backbone", False),
+        calibrate=options.calibrate,
+        ignore=options.ignore,
+        keep_moments=options.keep_moments,
+        update=options.update is not None,
+        embed_backbone=options.embed_backbone,
         storage=options.storage,
-        checkpoint_steps=given.get("checkpoint_steps", FitOptions.checkpoint_steps),
-        resume=given.get("resume", FitOptions.resume),
+        checkpoint_steps=options.checkpoint_steps,
+        resume=options.resume,
         workers=options.workers,
     )
 
@@ -260,7 +266,7 @@ def _config(options: argparse.Namespace) -> BaseConfig:
     """The configuration that the options ask for; images of one's own keep their proportions, unless they say else."""
     if options.precision == AUTO:
         options.precision = precision_on(pick_device(options.device), AUTO)
-    if getattr(options, "update", None):
+    if options.update:
         return _updated_config(options)
     config = config_from(options)
     if not options.normal or asks_for_size(options):

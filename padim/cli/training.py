@@ -29,7 +29,7 @@ def say_size(category: Category, config: BaseConfig, options: argparse.Namespace
     """Say on stderr how images of one's own are resized, unless the options say so."""
     from padim.pipeline.size import describe_size
 
-    if not options.normal or vars(options).get("update") or asks_for_size(options):
+    if not options.normal or options.update or asks_for_size(options):
         return
     size = describe_size(config, category.train)
     if size:

@@ -195,8 +195,7 @@ def _scored_images(
     used = distributed.gathered(np.array(own, dtype=np.float32)).astype(int)
     if fit.scores is None or len(used) != len(fit.scores):  # one was gone before the second pass
         return {}, []
-    paths = [items[number].path for number in used]
-    paths = [path.absolute() for path in paths]
+    paths = [items[number].path.absolute() for number in used]
     unusual = [position for position in outlying(fit.scores) if position not in fit.trimmed]
     scores = {paths[position]: shortest(fit.scores[position]) for position in unusual}
     return scores, [paths[position] for position in fit.trimmed]

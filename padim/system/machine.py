@@ -53,29 +53,28 @@ def writable_memory_bytes() -> int:
 
 def _linux_bytes(file: str, name: str) -> int | None:
     """A number of bytes that Linux gives in a file of `/proc`; None elsewhere."""
+    value = _linux_value(file, name)
+    return 1024 * int(value.split()[0]) if value else None
+
+
+def _linux_value(file: str, *names: str) -> str:
+    """What the first line with one of these names has in a file of `/proc`; nothing elsewhere."""
     with suppress(OSError):
         for line in Path("/proc", file).read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return 1024 * int(line.split()[1])
-    return None
+            name, _, value = line.partition(":")
+            if name.strip() in names:
+                return value.strip()
+    return ""
 
 
 def cpu_model() -> str:
     """What kind of processor this is, by its maker's name on Linux."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _linux_value("cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
 def multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for products of bfloat16, by what Linux says of it."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(line.split())
-    return False
+    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(_linux_value("cpuinfo", "flags", "Features").split())
 
 
 def peak_memory() -> dict[str, int]:

@@ -43,11 +43,11 @@ def find_device(name: str) -> torch.device:
 
 
 @contextmanager
-def all_cores(device: torch.device) -> Iterator[None]:
-    """Every core for torch where it computes on the CPU, whatever it had before."""
+def whole_share(device: torch.device) -> Iterator[None]:
+    """Within, torch has the whole share of the cores that this process has; half of it was for reading images."""
     before = torch.get_num_threads()
     if device.type == "cpu":
-        torch.set_num_threads(cores())
+        torch.set_num_threads(min(2 * before, cores()))
     try:
         yield
     finally:

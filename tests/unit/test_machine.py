@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import psutil
 import pytest
+import torch
 
 from padim.system import machine
+from padim.system.device import whole_share
 
 
 @pytest.fixture
@@ -24,6 +26,19 @@ def test_a_container_has_the_cores_that_its_time_fills(granted, limit, count):
     granted(cpu_max=limit + "\n")
     assert machine.container_cores() == count
     assert machine.cores() == min(before, count or before)
+
+
+@pytest.mark.parametrize(("half", "cores", "whole"), [(1, 8, 2), (4, 8, 8), (2, 3, 3), (1, 1, 1)])
+def test_torch_has_the_whole_share_for_a_while(half, cores, whole, monkeypatch):
+    monkeypatch.setattr("padim.system.device.cores", lambda: cores)
+    before = torch.get_num_threads()
+    torch.set_num_threads(half)
+    try:
+        with whole_share(torch.device("cpu")):
+            assert torch.get_num_threads() == whole
+        assert torch.get_num_threads() == half
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_container_has_the_memory_below_its_limit(granted):

@@ -164,7 +164,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which must not wait until other processes have answered
     options = _parsed(sys.argv[1:] if arguments is None else arguments, prog)
     options.eval = options.eval or options.report
-    update: Path | None = options.update
     config = _config(options)
     looks = options.print_config or options.dry_run or options.show_augmentations
     if options.align == AUTO and looks:
@@ -180,7 +179,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
         return _each(names, lambda name: _estimated(category_from(options, name), config, options))
     if options.show_augmentations:
         return _each(names, lambda name: str(_augmentations(category_from(options, name), config, options)))
+    return _train(names, config, options)
 
+
+def _train(names: Sequence[str], config: BaseConfig, options: argparse.Namespace) -> int:
+    """Train the categories, and evaluate them if need be; returns the exit code."""
     from padim.detectors.registry import detector_class
     from padim.pipeline.train import train_category
     from padim.system.distributed import connected, local_device, processes, rank
@@ -194,7 +197,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
     with connected(device), progress_bars(quiet=rank() > 0) as progress:
         failures = Failures(fatal=processes() > 1)  # where the other processes would wait for this one
         categories = _categories(names, options, failures)
-        starts = config.pretrained if categories and not update else None
+        starts = config.pretrained if categories and not options.update else None
         weights = weights_from(options.weights, starts) if starts else options.weights  # once for all categories
         for name, category in categories.items():
             with failures.caught(name):
@@ -211,7 +214,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-train") -> i
                     weights=weights,
                     device=device,
                     strict=options.strict,
-                    update_from=update,
+                    update_from=options.update,
                     tests=category.test if options.eval else (),
                     progress=progress,
                 )

@@ -86,7 +86,7 @@ def own_name(options: argparse.Namespace) -> str:
     if len(given) > 1 or "all" in given:
         raise PadimError("images of your own: pass --category NAME for one name at most")
     folder = real(options.normal)
-    own = (name for name in reversed(folder.parts[1:]) if name not in ("train", GOOD))
+    own = (name for name in reversed(folder.parts[1:]) if name not in ("train", "test", GOOD))
     return given[0] if given else next(own, folder.name)
 
 

@@ -84,7 +84,7 @@ def test_predict_gives_poses_in_pixels_of_the_image(runs, root, run, tmp_path):
     path = root / "plate/test/stain/000.png"
     Image.open(path).resize((128, 128), Image.Resampling.NEAREST).save(tmp_path / "large.png")
     model = runs / "plate/model.safetensors"
-    pictures = ("--out", tmp_path, "--panel", "--raw", "npy")
+    pictures = ("--out", tmp_path / "out", "--panel", "--raw", "npy")
     result = run("predict", "--model", model, path, tmp_path / "large.png", *pictures)
     assert result.code == 0
     small, large = map(json.loads, result.out.splitlines())
@@ -115,7 +115,7 @@ def test_an_update_keeps_the_reference(runs, root, run, tmp_path):
     model = runs / "plate/model.safetensors"
     arguments = ("--update", model, "--normal", root / "plate/test/good", "--output", tmp_path)
     assert run("train", *arguments).code == 0
-    before, after = Padim.load(model), Padim.load(tmp_path / "good/model.safetensors")
+    before, after = Padim.load(model), Padim.load(tmp_path / "plate/model.safetensors")
     np.testing.assert_array_equal(after.alignment.reference, before.alignment.reference)
     assert after.provenance.images == 20
     refused = run("train", *arguments, "--align", "none")

@@ -1,4 +1,4 @@
-"""What the machine offers: with what a container is granted, as Linux documents it for control groups of version 2."""
+"""The cores and the memory of this process: with what a container is granted, as Linux documents control groups."""
 
 from __future__ import annotations
 

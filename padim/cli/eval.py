@@ -78,9 +78,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "padim-eval") -> in
                 name = named or model.provenance.category
                 category = _category(options, name, path.parent)
                 check_tests(category, options)
-                if name in {result["category"] for result in results}:
-                    log.warning("%s: the files in %s are those of %s now", name, options.output / name, path)
+                earlier = {result["category"] for result in results}
                 results += evaluated(model, category, options, progress, options.batch_size, path.parent)
+                if name in earlier:
+                    log.warning("%s: the files in %s are those of %s now", name, options.output / name, path)
                 cropped = cropped or warn_of_crop(model.config, category.name, category.test)
     if results and not options.json:
         print(evaluation_tables(results, detailed=options.detailed))
@@ -96,7 +97,7 @@ def _models(options: argparse.Namespace) -> dict[Path, str | None]:
     names = [name for name in dict.fromkeys(options.category) if name != "all"]
     everything = not names or "all" in options.category
     if options.model:
-        if len(names) > 1 or (names and len(options.model) > 1):
+        if len(set(options.category)) > 1 or (names and len(options.model) > 1):
             raise PadimError("--model: several models are evaluated on their own categories, one on --category NAME")
         models = dict.fromkeys(options.model, None if everything else names[0])
     else:

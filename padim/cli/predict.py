@@ -22,7 +22,7 @@ from padim.cli.options import (
 )
 from padim.cli.results import Files, Summary, coloured
 from padim.data.items import SUFFIXES, real
-from padim.errors import PadimError
+from padim.errors import PadimError, printable
 
 if TYPE_CHECKING:
     from padim.calibration import Thresholds
@@ -175,9 +175,9 @@ def _watch(options: argparse.Namespace) -> int:
     predict = _prepared(options, lambda path: Path(watch.name(path)))
     path = options.record or (options.out or options.watch) / "watched.jsonl"
     with Record(path) as record, stop_requests() as stop:
-        print(f"watching {options.watch} until Ctrl-C or SIGTERM", file=sys.stderr)
+        print(printable(f"watching {options.watch} until Ctrl-C or SIGTERM"), file=sys.stderr)
         if record:
-            print(f"{len(record)} images are in {path} and not scored again", file=sys.stderr)
+            print(printable(f"{len(record)} images are in {path} and not scored again"), file=sys.stderr)
         for prediction, line, stamp in follow(watch, record, lambda items: predict(items, silent), stop):
             line |= {"name": watch.name(prediction.path)} | stamp._asdict()
             print(coloured(line), flush=True)

@@ -320,7 +320,7 @@ def _names(options: argparse.Namespace) -> list[str]:
     if not given:
         raise PadimError("which category? Pass --category NAME, --category all, or --normal DIR for your own images")
     there = categories(options.data or default_data()) if "all" in given else []
-    return [name for name in dict.fromkeys([*there, *given]) if name != "all"]
+    return [*dict.fromkeys([*there, *(name for name in given if name != "all")])]
 
 
 def _categories(names: Sequence[str], options: argparse.Namespace, failures: Failures) -> dict[str, Category]:

@@ -29,7 +29,7 @@ from padim.evaluation.metrics import Curve
 from padim.storage.provenance import Provenance
 from padim.storage.tensorfile import STORAGES, take
 from padim.system import distributed
-from padim.system.device import autocast, full_float32, whole_share
+from padim.system.device import all_cores, autocast, full_float32
 from padim.system.progress import OnProgress, silent
 from padim.weights import StateDict, Weights, digest, weights_from
 
@@ -100,7 +100,7 @@ class CutPaste(Detector):
             self._fit_density(images)
             return self._image_auroc(labelled)
 
-        with whole_share(self.device):
+        with all_cores(self.device):
             result = train(self.network, self.config, images, weights, options, test_auroc, progress)
             scores = self._fit_density(images)
         if self.embeddings is not None and not bool((self.embeddings != self.embeddings[0]).any()):

@@ -116,16 +116,16 @@ def collect_images(inputs: Sequence[Path], *exclude: Path) -> dict[Path, Path]:
         all of them have in common, without the suffix where that is enough to tell them apart. It has no `..`.
 
     Raises:
-        PadimError: an input isn't there, it is an excluded folder or a file in one, or there is no image.
+        PadimError: an input isn't there, an image lies in an excluded folder, or there is none.
     """
     found: dict[Path, Path] = {}
     for path in inputs:
         if not path.exists():
             raise PadimError(f"there is no image or folder {path}")
-        folder = path if path.is_dir() else path.parent
-        if real(folder) in map(real, exclude):
-            raise PadimError(f"{folder} is where the results go: choose another folder for them")
         for image in images_below(path, *exclude) if path.is_dir() else [path]:
+            for folder in exclude:
+                if real(image).is_relative_to(real(folder)):
+                    raise PadimError(f"{image} is in {folder}, where the results go: choose another folder for them")
             found.setdefault(_place(image), image)
     if not found:
         raise PadimError(f"no images in {', '.join(map(str, inputs))} ({', '.join(sorted(SUFFIXES))})")

@@ -20,7 +20,7 @@ from padim.deploy.memory import bounded_arena, bounded_loading, files_beside
 from padim.deploy.operators import check_operators
 from padim.errors import PadimError, first_line
 from padim.storage.files import utf8_path
-from padim.system.machine import container_cores
+from padim.system.machine import container_cores, cores
 
 # Devices in the terms of the commands -> the execution providers of ONNX Runtime.
 _PROVIDERS = {
@@ -71,10 +71,12 @@ def open_session(
     if engine not in ENGINES:
         raise PadimError(f"there is no engine {engine!r}; there are {', '.join(ENGINES)}")
     on_cpu = re.split("[:.]", device.lower())[0] == "cpu"
+    if on_cpu and container_cores():  # of which engines know nothing
+        threads = threads or cores()
     try:
         check_operators(path)
         with utf8_path(path) as opened, bounded_loading(path) if on_cpu else nullcontext():
-            return ENGINES[engine](opened, device, precision, threads or container_cores())
+            return ENGINES[engine](opened, device, precision, threads)
     except PadimError:
         raise
     except OSError as error:

@@ -53,7 +53,7 @@ def bounded_arena(onnxruntime: Any, options: Any) -> Iterator[None]:
     """Within, sessions of these options get an arena of their own that takes no more than the memory free now."""
     options.add_session_config_entry("session.use_env_allocators", "1")
     with suppress(ImportError):  # without psutil, only Linux says how much that is
-        _offer_arena(onnxruntime, available_memory_bytes())
+        _offer_arena(onnxruntime, max(1, available_memory_bytes()))  # 0 is no limit
     try:
         yield
     finally:

@@ -208,9 +208,9 @@ def follow(
     """
     postponed: set[Path] = set()
     while not stop.is_set():
-        if not watch.folder.is_dir():
+        if not os.path.isdir(watch.folder):
             log.warning("the folder %s is not there: waiting for it", watch.folder)
-            while not watch.folder.is_dir() and not stop.wait(watch.settle + 0.05):
+            while not os.path.isdir(watch.folder) and not stop.wait(watch.settle + 0.05):
                 pass
         start = time.monotonic()
         finished, idle = watch.finished(record), True

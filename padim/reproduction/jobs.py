@@ -12,7 +12,7 @@ import torch
 from padim.errors import PadimError
 from padim.reproduction.backends import DIED, Backend, Outcomes
 from padim.reproduction.runs import Run
-from padim.system.machine import available_memory_bytes
+from padim.system.machine import available_memory_bytes, keep_to
 from padim.weights import weights_from
 
 _own_device: dict[str, str] = {}  # for each device that was asked for, the GPU that this process keeps to
@@ -76,6 +76,7 @@ def execute(
 
 def _perform(files: Mapping[str, Path], device: str, cores: int, number: int, run: Run) -> str | None:
     """Execute a run in this process; returns what went wrong."""
+    keep_to(cores)
     torch.set_num_threads(max(1, cores // 2))
     devices = _devices(device)
     own = _own_device.setdefault(device, devices[number % len(devices)])

@@ -43,11 +43,11 @@ def find_device(name: str) -> torch.device:
 
 
 @contextmanager
-def whole_share(device: torch.device) -> Iterator[None]:
-    """Within, torch has the whole share of the cores that this process has; half of it was for reading images."""
+def all_cores(device: torch.device) -> Iterator[None]:
+    """Every core of this process for torch where it computes on the CPU, whatever it had before."""
     before = torch.get_num_threads()
     if device.type == "cpu":
-        torch.set_num_threads(min(2 * before, cores()))
+        torch.set_num_threads(cores())
     try:
         yield
     finally:
@@ -95,7 +95,7 @@ _EXACT: tuple[Any, ...] = ("ieee",) * 4 if _BY_LIBRARY else ("highest", False)
 _ROUNDED: tuple[Any, ...] = ("tf32", "tf32", "ieee", "ieee") if _BY_LIBRARY else ("high", True)
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _wanted: dict[object, tuple[int, tuple[Any, ...]]] = {}  # by threads that are within `products`, the latest last
 _elsewhere: tuple[Any, ...] = ()  # what the process allows outside of it
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import sys
 import threading
 from contextlib import suppress
@@ -13,17 +12,31 @@ from pathlib import Path
 # What the system grants a container, as its control group (version 2) says.
 _CONTAINER = Path("/sys/fs/cgroup")
 
+# Memory of a control group that gives way to what a program asks for.
+_GIVES_WAY = ("inactive_file", "active_file", "slab_reclaimable")
+
+_most = sys.maxsize  # cores that this process is to keep to
+
+
+def keep_to(count: int) -> None:
+    """Let this process use no more than so many of the processors from now on; others use the rest."""
+    global _most
+    _most = count
+
 
 def cores() -> int:
     """How many processors this process may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, container_cores() or allowed)
+    return min(allowed, container_cores() or allowed, _most)
 
 
 def container_cores() -> int:
     """How many processors the time that a container is granted would fill; 0 without such a limit."""
-    time, period = _granted("cpu.max", "max 1").split()
-    return 0 if time == "max" else -(-int(time) // int(period))
+    try:
+        time, period = map(int, _granted("cpu.max").split())
+        return -(-time // period)
+    except (ValueError, ZeroDivisionError):  # "max" for no limit, say
+        return 0
 
 
 def available_memory_bytes() -> int:
@@ -33,17 +46,18 @@ def available_memory_bytes() -> int:
         import psutil
 
         free = int(psutil.virtual_memory().available)
-    limit = _granted("memory.max", "max")
-    if limit == "max":
+    try:
+        kinds = dict(line.split() for line in _granted("memory.stat").splitlines())
+        used = int(_granted("memory.current")) - sum(int(kinds.get(kind, 0)) for kind in _GIVES_WAY)
+        return max(0, min(free, int(_granted("memory.max")) - used))
+    except ValueError:  # "max" for no limit, say
         return free
-    files = re.search(r"^inactive_file (\d+)$", _granted("memory.stat", ""), re.MULTILINE)  # which give way
-    return max(0, min(free, int(limit) - int(_granted("memory.current", "0")) + int(files[1] if files else 0)))
 
 
-def _granted(file: str, otherwise: str) -> str:
+def _granted(file: str) -> str:
     with suppress(OSError):
         return (_CONTAINER / file).read_text().strip()
-    return otherwise
+    return ""
 
 
 def writable_memory_bytes() -> int:

@@ -309,7 +309,7 @@ def test_predict_takes_images_of_any_shape_and_kind(run, trained, tmp_path):
     again = run("predict", "--model", model, images, "--out", tmp_path / "in/out")
     assert again.out == result.out  # its own heatmaps are not scored
     assert run("predict", "--model", model, images / "bad\nname.png", "--out", tmp_path / "out").code == 2
-    assert "in is where the results go" in run("predict", "--model", model, images, "--out", images).err
+    assert "/in, where the results go" in run("predict", "--model", model, images, "--out", images).err
 
 
 def test_false_alarm_rates(run, trained, data_root, tmp_path):
@@ -629,6 +629,12 @@ def test_a_category_has_the_name_of_its_folder(run, data_root, tmp_path, below, 
     shutil.copytree(data_root / "texture/train/good", tmp_path / below)
     found = run("data", "check", "--normal", tmp_path / below, *options, "--json")
     assert json.loads(found.out)["category"] == name
+
+
+def test_a_category_may_be_called_all(run, data_root, weights_file, tmp_path):
+    shutil.copytree(data_root / "texture", tmp_path / "all")
+    found = run("train", "--dry-run", "--data", tmp_path, "--weights", weights_file, *PROTOCOL, "--category", "all")
+    assert (found.code, found.out[:4]) == (0, "all:")
 
 
 def test_a_misspelt_name_beside_all_is_named(run, data_root, weights_file, trained):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import psutil
 import pytest
 import torch
 
+from padim.deploy import engines
+from padim.reproduction.jobs import _perform
 from padim.system import machine
-from padim.system.device import whole_share
+from padim.system.device import all_cores
 
 
 @pytest.fixture
@@ -28,23 +32,51 @@ def test_a_container_has_the_cores_that_its_time_fills(granted, limit, count):
     assert machine.cores() == min(before, count or before)
 
 
-@pytest.mark.parametrize(("half", "cores", "whole"), [(1, 8, 2), (4, 8, 8), (2, 3, 3), (1, 1, 1)])
-def test_torch_has_the_whole_share_for_a_while(half, cores, whole, monkeypatch):
-    monkeypatch.setattr("padim.system.device.cores", lambda: cores)
+def test_a_process_that_keeps_to_its_share_computes_with_no_more(monkeypatch):
+    monkeypatch.setattr(machine, "_most", 1)  # which goes back afterwards
+    seen = []
+
+    class Noting:
+        """A run that notes how many threads a training would have."""
+
+        experiment = SimpleNamespace(config=SimpleNamespace(pretrained=None))
+
+        def execute(self, *_):
+            with all_cores(torch.device("cpu")):
+                seen.append((machine.cores(), torch.get_num_threads()))
+
     before = torch.get_num_threads()
-    torch.set_num_threads(half)
     try:
-        with whole_share(torch.device("cpu")):
-            assert torch.get_num_threads() == whole
-        assert torch.get_num_threads() == half
+        assert _perform({}, "cpu", 1, 0, Noting()) is None
     finally:
         torch.set_num_threads(before)
+    assert seen == [(1, 1)]
+
+
+@pytest.mark.parametrize(("granted_cores", "threads", "used"), [(0, 0, 0), (128, 0, 2), (1, 0, 1), (128, 5, 5)])
+def test_engines_are_told_what_a_container_is_granted(granted_cores, threads, used, exported, monkeypatch):
+    seen = []
+    monkeypatch.setattr(engines, "container_cores", lambda: granted_cores)
+    monkeypatch.setattr(engines, "cores", lambda: min(2, granted_cores))
+    monkeypatch.setitem(engines.ENGINES, "onnxruntime", lambda *asked: seen.append(asked[-1]))
+    engines.open_session(exported / "model.onnx", threads=threads)
+    engines.open_session(exported / "model.onnx", device="cuda", threads=threads)
+    assert seen == [used, threads]
+
+
+@pytest.mark.parametrize("text", ["", "max", "100000", "x y", "100000 0", "1 2 3", "max max"])
+def test_what_can_not_be_understood_is_no_limit(text, granted):
+    before = machine.cores()
+    granted(cpu_max=text, memory_max=text, memory_current="1", memory_stat=text)
+    assert machine.cores() == before
+    granted(memory_max="1000")
+    assert machine.available_memory_bytes() >= 0
 
 
 def test_a_container_has_the_memory_below_its_limit(granted):
-    granted(
-        memory_max=f"{2**29}\n", memory_current=f"{2**28}\n", memory_stat=f"anon 5\ninactive_file {2**27}\nfile 1\n"
-    )
+    kinds = {"anon": 5, "active_file": 2**26, "file": 1, "inactive_file": 2**26}
+    stat = "".join(f"{kind} {count}\n" for kind, count in kinds.items())
+    granted(memory_max=f"{2**29}\n", memory_current=f"{2**28}\n", memory_stat=stat)
     assert machine.available_memory_bytes() == 2**29 - 2**28 + 2**27
     granted(memory_current=f"{2**30}\n")
     assert machine.available_memory_bytes() == 0

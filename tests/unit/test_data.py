@@ -51,8 +51,11 @@ def test_inputs_are_collected_once_and_named_apart(tmp_path):
         collect_images([tmp_path / "nowhere"], tmp_path)
     with pytest.raises(PadimError, match="no images in"):
         collect_images([tmp_path / "in/none"], tmp_path / "in/out")
-    with pytest.raises(PadimError, match="in is where the results go"):
-        collect_images([tmp_path / "in/2.bmp"], tmp_path / "in")
+    for inside in ("in/2.bmp", "in/b", "in"):
+        with pytest.raises(PadimError, match=r"in .*/in, where the results go: choose another folder"):
+            collect_images([tmp_path / inside], tmp_path / "in")
+    (tmp_path / "in/out/link.bmp").symlink_to(tmp_path / "in/2.bmp")  # as results that are sorted have them
+    assert [*collect_images([tmp_path / "in/out/link.bmp"], tmp_path / "in/out")] == [tmp_path / "in/out/link.bmp"]
 
 
 def test_no_name_without_a_suffix_is_another_ones_with_it(tmp_path):

@@ -129,26 +129,33 @@ def allowed():
 
 
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="asks for the settings of torch 2.9")
-def test_one_thread_does_not_take_another_ones_settings_away(allowing_tf32):
-    """The second thread is within when the first one leaves; each of them, and what is nested, may want its own."""
+@pytest.mark.parametrize("order", [("tf32", "fp32"), ("fp32", "tf32"), ("fp32", "fp32")])
+def test_one_thread_does_not_take_another_ones_settings_away(order, allowing_tf32):
+    """The second thread is within when the first one leaves; while one of them wants exact products, both have them."""
+    first, last = ({"tf32": ("tf32", "tf32"), "fp32": ("ieee", "ieee")}[precision] for precision in order)
     before = allowed()
     inside, left = threading.Event(), threading.Event()
 
     def second():
-        with products("fp32"):
+        with products(order[1]):
             inside.set()
             assert left.wait(30)
             return allowed()
 
     with ThreadPoolExecutor(1) as pool:
-        with products("tf32"):
-            assert allowed() == ("tf32", "tf32")
-            exact = pool.submit(second)
+        with products(order[0]):
+            assert allowed() == first
+            found = pool.submit(second)
             assert inside.wait(30)
             assert allowed() == ("ieee", "ieee")
         left.set()
-        assert exact.result() == ("ieee", "ieee")
+        assert found.result() == last
     assert allowed() == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="asks for the settings of torch 2.9")
+def test_the_innermost_wish_of_a_thread_counts(allowing_tf32):
+    before = allowed()
     with products("fp32"):
         with products("tf32"):
             assert allowed() == ("tf32", "tf32")

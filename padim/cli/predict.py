@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,18 +131,7 @@ def _predict(options: argparse.Namespace) -> int:
     from padim.data.layouts import find_mask
 
     names = collect_images(options.inputs, *_result_folders(options))
-    if _is_picture(options.out) and len(names) > 1:
-        raise PadimError(f"--out {options.out} names one picture, and there are {len(names)} images: name a folder")
-    for folder, place in product(_result_folders(options), options.inputs):
-        if place.is_dir() and real(folder).is_relative_to(real(place)):
-            log.warning(
-                "%s lies in %s: images there are not scored now, and would be without this option", folder, place
-            )
-    if options.csv and options.csv.suffix.lower() in SUFFIXES:
-        raise PadimError(f"--csv {options.csv} names a picture: name the file of the table")
-    for option, path in (("--out", options.out if _is_picture(options.out) else None), ("--csv", options.csv)):
-        if path and real(path) in map(real, [*names, options.model]):
-            raise PadimError(f"{option} {path} is what is read: name another file")
+    _check_places(options, names)
     items = [Item(path, mask=find_mask(path) if options.panel else None) for path in names]
     predict, summary = _prepared(options, names.__getitem__), Summary(options.csv)
     try:
@@ -153,6 +142,26 @@ def _predict(options: argparse.Namespace) -> int:
         summary.write_table()
     summary.close()
     return USER_ERROR if summary.failed else 0
+
+
+def _check_places(options: argparse.Namespace, images: Collection[Path]) -> None:
+    """Say where results and what is read would get in each other's way.
+
+    Raises:
+        PadimError: a result would take the place of an image or of the model, or pictures that of one another.
+    """
+    if _is_picture(options.out) and len(images) > 1:
+        raise PadimError(f"--out {options.out} names one picture, and there are {len(images)} images: name a folder")
+    for folder, place in product(_result_folders(options), options.inputs):
+        if place.is_dir() and real(folder).is_relative_to(real(place)):
+            log.warning(
+                "%s lies in %s: images there are not scored now, and would be without this option", folder, place
+            )
+    if options.csv and options.csv.suffix.lower() in SUFFIXES:
+        raise PadimError(f"--csv {options.csv} names a picture: name the file of the table")
+    for option, path in (("--out", options.out if _is_picture(options.out) else None), ("--csv", options.csv)):
+        if path and real(path) in map(real, [*images, options.model]):
+            raise PadimError(f"{option} {path} is what is read: name another file")
 
 
 def _result_folders(options: argparse.Namespace) -> list[Path]:

@@ -35,12 +35,18 @@ class Pyramid:
         """The pyramid of a backbone's grids, finest first, for images or tiles of a height and width in pixels.
 
         Raises:
-            PadimError: a side is not a multiple of the coarsest stride; the message names the nearest sides that are.
+            PadimError: the grids don't nest; the message names the nearest sides that are multiples of the coarsest
+                stride, if that is why.
         """
         for side, cells in zip(size, zip(*grids, strict=True), strict=True):
             if any(fine % coarse for fine, coarse in pairwise(cells)):
                 stride = 1 << (math.ceil(side / cells[-1]) - 1).bit_length()  # the next power of two
                 below = side // stride * stride
+                if below == side:
+                    grid = " and ".join(map(str, cells))
+                    raise PadimError(
+                        f"layers: grids of {grid} patches along {side} pixels don't nest: take other layers"
+                    )
                 nearest = " or ".join(str(works) for works in (below, below + stride) if works)
                 raise PadimError(
                     f"images or tiles of {size[0]} x {size[1]} pixels don't divide into the patches of these layers:"

@@ -44,7 +44,13 @@ def trace(network: nn.Module, source: Source, name: str, layers: Sequence[str], 
     missing = [layer for node, layer in nodes.items() if node not in modules]
     if not missing:
         tracing: Mapping[str, Any] = {**source.tracing}
-        graph = create_feature_extractor(network, nodes, tracer_kwargs=tracing, suppress_diff_warning=True)
+        try:
+            graph = create_feature_extractor(network, nodes, tracer_kwargs=tracing, suppress_diff_warning=True)
+        except ValueError as error:  # modules that are there and not run
+            missing = [layer for node, layer in nodes.items() if f"'{node}'" in str(error)]
+            if not missing:
+                raise
+    if not missing:
         _protect_levels(graph)
         kept = constants(graph, network)
         graph = graph.requires_grad_(False).to("meta")

@@ -141,7 +141,8 @@ def with_options(experiments: Sequence[Experiment], options: Mapping[str, Any]) 
 
 def published_name(experiment: Experiment) -> str | None:
     """What `padim.reproduction.published` knows the protocol of an experiment by, whatever its own name is."""
-    names = sorted(published.experiments(), key=lambda name: name != experiment.name)  # some have the same protocol
+    # Some have the same protocol; options add to a name.
+    names = sorted(published.experiments(), key=lambda name: not f"{experiment.name}-".startswith(f"{name}-"))
     return next((name for name in names if _protocol(_published(name)) == _protocol(experiment)), None)
 
 

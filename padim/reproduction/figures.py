@@ -64,6 +64,6 @@ def _draw_areas(axis: Axes, rows: Sequence[TableRow], metric: str) -> None:
 
 
 def _plain(label: str) -> str:
-    """A label that matplotlib takes neither for mathematics nor, for its first character, for a private one."""
-    escaped = label.replace("$", r"\$")
+    """A label that matplotlib can draw, and takes neither for mathematics nor, for its first character, as private."""
+    escaped = label.encode(errors="replace").decode().replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped

@@ -112,8 +112,8 @@ def as_latex(printed: Sequence[PrintedTable], tables: Sequence[ExperimentTable])
 
 
 def _markdown(text: str) -> str:
-    """Text in which neither a bar nor the end of a line ends the entry, and no tag begins."""
-    return html.escape(" ".join(text.splitlines()), quote=False).replace("|", r"\|")
+    """Text in which neither a bar nor the end of a line ends the entry, and no tag or emphasis begins."""
+    return html.escape(" ".join(text.splitlines()), quote=False).replace("|", r"\|").replace("*", r"\*")
 
 
 def _markdown_entry(entry: Entry) -> str:
@@ -147,4 +147,5 @@ def _latex_heading(text: str) -> str:
 
 
 def _latex_line(entries: Iterable[str]) -> str:
-    return f"    {' & '.join(entries)} \\\\"
+    row = " & ".join(entries)
+    return f"    {'{}' if row.startswith(('[', '*')) else ''}{row} \\\\"  # or the end of the line before would take it

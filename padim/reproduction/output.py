@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from padim.report.figures import save_figure
@@ -26,8 +26,10 @@ def write_tables(folder: Path, tables: Sequence[ExperimentTable]) -> None:
     for table in tables:
         own = folder / table.experiment.name
         _write(own, [table], [full_table(table)], [compact_table(table)])
-        for name, figure in table_figures(table.rows, table.results).items():
+        figures = table_figures(table.rows, table.results)
+        for name, figure in figures.items():
             save_figure(own, name, figure)
+        _remove(own / f"{name}.{suffix}" for name in {"roc", "auroc"} - figures.keys() for suffix in ("svg", "png"))
     names = [set(table.results) for table in tables]
     common, every = set.intersection(*names), set.union(*names)
     if common < every:
@@ -35,8 +37,16 @@ def write_tables(folder: Path, tables: Sequence[ExperimentTable]) -> None:
     if common:
         shared = [table.over(common) for table in tables]
         _write(folder, shared, comparison(shared), comparison(shared))
+    else:
+        _remove(folder / f"table.{suffix}" for suffix in ("json", "csv", "md", "html", "tex"))
     references = Path(__file__).with_name("references.bib")
     write_text(folder / references.name, references.read_text(encoding="utf-8"))
+
+
+def _remove(files: Iterable[Path]) -> None:
+    """Remove what an earlier call has left, where this one has nothing to write."""
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def _write(

@@ -105,6 +105,7 @@ class Run:
         return {
             "padim": __version__,
             "experiment": self.experiment.name,
+            "detector": self.experiment.make.__qualname__,  # of an ablation, say, with the configuration of another
             "config": json.loads(json.dumps(self.experiment.config.to_dict())),  # lists for tuples
             "weights_sha256": self.weights_sha256,
             "images_sha256": _fingerprint(self.category),

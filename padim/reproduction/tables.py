@@ -128,14 +128,15 @@ def comparison(tables: Sequence[ExperimentTable]) -> list[PrintedTable]:
         tables: of the same categories.
     """
     header = ["category", *(table.experiment.name for table in tables)]
-    labels = {row.name: row.label for table in tables for row in table.rows}
-    cells = [{row.name: row.cells for row in table.rows} for table in tables]
+    labels = {(row.is_mean, row.name): row.label for table in tables for row in table.rows}
+    keys = sorted(labels, key=lambda key: key[0])  # means come last; a category may be called like one
+    cells = [{(row.is_mean, row.name): row.cells for row in table.rows} for table in tables]
     found = []
     for metric, column in METRICS.items():
-        lines = {name: [each[name][metric] if name in each else _NOTHING for each in cells] for name in labels}
+        lines = {key: [each[key][metric] if key in each else _NOTHING for each in cells] for key in keys}
         if any(cell.mean is not None for line in lines.values() for cell in line):
             title = column.heading[0].upper() + column.heading[1:]
-            rows = [[Entry(labels[name]), *_best_marked(line)] for name, line in lines.items()]
+            rows = [[Entry(labels[key]), *_best_marked(line)] for key, line in lines.items()]
             found.append(_printed(title, header, rows, tables, [metric], _PARENTHESES))
     return found
 

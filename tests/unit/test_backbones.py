@@ -119,6 +119,7 @@ def test_googlenet_turns_imagenets_statistics_into_its_own(images):
         ("timm:hf-hub:timm/resnet18.a1_in1k", LAYERS, 64, "timm has no network"),
         ("torchvision:mobilenet_v3_small", ("features.1", "nowhere"), 64, r"named nowhere; .* features.3 \(8 x 8\), "),
         ("torchvision:mobilenet_v3_small", ("features.1", "classifier"), 64, "no maps named classifier; its stages"),
+        ("torchvision:googlenet", ("conv2", "aux1"), 64, "has no maps named aux1; its stages end at "),
         ("torchvision:regnet_y_400mf", ("layer1",), 64, r"its stages end at .*trunk_output.block1 \(16 x 16\), "),
         ("timm:test_vit", ("layer1",), 64, r"its stages end at .*blocks.5 \(4 x 4\), norm"),
         ("torchvision:resnet18", ("layer3", "layer1"), 64, r"finest comes first, .*: name layer1 before layer3"),

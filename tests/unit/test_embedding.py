@@ -67,5 +67,7 @@ def test_what_lies_in_a_coarse_cell_is_contiguous_at_every_level(steps):
 
 
 def test_grids_have_to_nest():
+    with pytest.raises(PadimError, match="grids of 13 and 6 patches along 128 pixels don't nest: take other layers"):
+        Pyramid.of_images((128, 128), [(13, 13), (6, 6)])
     with pytest.raises(PadimError, match="2 x 2 grid does not nest in a 5 x 4 grid"):
         Pyramid(((2, 2), (5, 4)))

@@ -18,6 +18,7 @@ from conftest import SMALL
 from padim import CutPasteConfig, PadimError
 from padim.cutpaste.steps import Training
 from padim.data import check
+from padim.data.items import Category
 from padim.data.layouts import find_category
 from padim.detectors.registry import new_detector
 from padim.reproduction import published
@@ -408,6 +409,49 @@ def test_everything_is_written_and_only_common_categories_are_compared(compared,
     first, second = json.loads((tmp_path / "table.json").read_text())
     assert (first["experiment"], second["config"]["resize"]) == ("pytorch-r18", [256, 256])
     assert (first["weights_sha256"], first["environment"]["torch"]) == ("5c106cde", "2.6.0")
+
+
+def test_what_an_earlier_call_has_left_is_not_taken_for_this_ones(compared, tmp_path):
+    write_tables(tmp_path, compared[:2])
+    (tmp_path / "table.xlsx").touch()
+    apart = table_of(compared[0].experiment, {"tile": [figures("tile", None, None)]})
+    write_tables(tmp_path, [apart, compared[1]])
+    assert {path.name for path in tmp_path.glob("table.*")} == {"table.xlsx"}
+    assert not [*(tmp_path / "pytorch-r18").glob("*.png")]
+    assert [*(tmp_path / compared[1].experiment.name).glob("*.png")]
+
+
+def test_a_category_may_be_called_like_a_mean():
+    results = {name: [figures(name, 0.9)] for name in [*check.published(), "all", "objects"]}
+    results["all"], results["objects"] = [figures("all", 0.1)], [figures("objects", 0.2)]
+    (image, *_) = comparison([table_of(preset("pytorch-r18"), results), table_of(preset("paper-r18"), results)])
+    shown = [(row[0].text, row[1].text) for row in image.rows]
+    means = [("textures", "0.900"), ("objects", "0.900"), ("all", "0.900"), ("mean of these 17", "0.812")]
+    assert shown[-image.means :] == means
+    assert {("all", "0.100"), ("objects", "0.200")} <= {*shown[: -image.means]}
+
+
+def test_names_that_formats_would_take_for_more():
+    results = {name: [figures(name, 0.9)] for name in ("[x]", "*star*", "caf\udcff")}
+    table = table_of(preset("pytorch-r18"), results)
+    latex = as_latex([compact_table(table)], [table])
+    assert "\n    {}[x] & " in latex
+    assert "\n    {}*star* & " in latex
+    assert r"| \*star\* |" in as_markdown([full_table(table)], [table])
+    for figure in table_figures(table.rows, table.results).values():
+        figure.canvas.draw()
+
+
+def test_options_leave_an_experiment_its_published_figures():
+    for experiment in (ablation("random100"), preset("paper-r18")):
+        assert published_name(experiment.having("precision", "bf16")) == experiment.name
+
+
+def test_a_configuration_is_not_the_ablation_that_has_it(tmp_path):
+    category, path = Category("bottle", [], []), tmp_path / "sum-0.json"
+    summed = ablation("sum")
+    plain = replace(summed, make=new_detector)
+    assert Run(summed, category, "", path)._key() != Run(plain, category, "", path)._key()
 
 
 def test_references_are_whole_entries():

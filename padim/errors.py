@@ -25,6 +25,11 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
+def not_understood(path: object, reason: object) -> PadimError:
+    """The error for a model file whose metadata make no sense to this version."""
+    return PadimError(f"{path} is a damaged model, or one of a newer padim: {reason}")
+
+
 class CheckpointError(PadimError):
     """A checkpoint that a training can't go on from: it is damaged, or of another training."""
 

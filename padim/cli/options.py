@@ -73,7 +73,9 @@ def in_own_folders(options: argparse.Namespace) -> bool:
 
 
 def own_name(options: argparse.Namespace) -> str:
-    """The name of a category in folders of one's own: the one that is given, or that of the folder above `train/good`.
+    """The name of a category in folders of one's own: the one that is given, or that of the folder of normal images.
+
+    Folders called `good`, `train` or `test` say nothing of it: the one above them does.
 
     Raises:
         PadimError: the options name several categories, or no folder of normal images.

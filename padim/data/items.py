@@ -119,12 +119,13 @@ def collect_images(inputs: Sequence[Path], *exclude: Path) -> dict[Path, Path]:
         PadimError: an input isn't there, an image lies in an excluded folder, or there is none.
     """
     found: dict[Path, Path] = {}
+    excluded = [*map(real, exclude)]
     for path in inputs:
         if not path.exists():
             raise PadimError(f"there is no image or folder {path}")
-        for image in images_below(path, *exclude) if path.is_dir() else [path]:
-            for folder in exclude:
-                if real(image).is_relative_to(real(folder)):
+        for image in images_below(path, *excluded) if path.is_dir() else [path]:
+            for folder in excluded:
+                if real(image).is_relative_to(folder):
                     raise PadimError(f"{image} is in {folder}, where the results go: choose another folder for them")
             found.setdefault(_place(image), image)
     if not found:

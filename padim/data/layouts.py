@@ -116,10 +116,10 @@ def plain_category(
 
 def _check_name(name: str) -> None:
     try:
-        too_long = len(os.fsencode(name)) > 255
+        unfit = "\0" in name or len(os.fsencode(name)) > 255
     except UnicodeEncodeError:  # as half of a character outside the basic plane
-        too_long = True
-    if name in ("", "..") or Path(name).name != name or "\0" in name or too_long:
+        unfit = True
+    if unfit or name in ("", "..") or Path(name).name != name:
         raise PadimError(f"category {name!r} is not the name of a folder: pass --category NAME")
 
 

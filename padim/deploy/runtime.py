@@ -19,7 +19,7 @@ from padim.data.transform import Transform
 from padim.deploy.engines import Session, open_session
 from padim.detectors.registry import configuration, load
 from padim.detectors.scores import NumpyScores, Scorer, Scores, score_aligned
-from padim.errors import PadimError, first_line
+from padim.errors import PadimError, first_line, not_understood
 from padim.storage.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -89,11 +89,9 @@ class Runtime:
                 raise ValueError("scores")
             return runtime
         except PadimError as error:
-            raise PadimError(f"{path} is a damaged model, or one of a newer padim: {error}") from error
+            raise not_understood(path, error) from error
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError) as error:
-            raise PadimError(
-                f"{path} is a damaged model, or one of a newer padim: its metadata can't be understood"
-            ) from error
+            raise not_understood(path, "its metadata can't be understood") from error
 
     @property
     def has_maps(self) -> bool:

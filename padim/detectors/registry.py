@@ -8,7 +8,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from padim.config import BaseConfig, Config, read_toml
-from padim.errors import PadimError
+from padim.errors import PadimError, not_understood
 
 if TYPE_CHECKING:
     from padim.detectors.contract import Detector
@@ -66,7 +66,7 @@ def model_config(path: Path | str) -> BaseConfig:
     try:
         return configuration(values).from_dict(values)
     except PadimError as error:
-        raise PadimError(f"{path} is a damaged model, or one of a newer padim: {error}") from error
+        raise not_understood(path, error) from error
 
 
 def new_detector(config: BaseConfig, *, weights: Weights | None = None, device: str = "cpu") -> Detector:

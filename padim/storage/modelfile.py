@@ -63,7 +63,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from padim.config import BaseConfig
-from padim.errors import PadimError
+from padim.errors import PadimError, not_understood
 from padim.storage import tensorfile
 from padim.storage.provenance import Provenance
 
@@ -99,7 +99,7 @@ def read(path: Path, configuration: type[AnyConfig]) -> tuple[dict[str, Tensor],
         try:
             config, provenance = configuration.from_dict(header["config"]), Provenance(**header["about"])
         except PadimError as error:
-            raise PadimError(f"{path} is a damaged model, or one of a newer padim: {error}") from error
+            raise not_understood(path, error) from error
         if not provenance.images:
             raise ValueError("images")
         return tensors, config, provenance
@@ -160,6 +160,4 @@ def _explained(path: Path) -> Iterator[None]:
             raise PadimError(f"{path} is an exported model: pass the file that padim-train wrote") from error
         raise PadimError(f"{path} is damaged or not a padim model: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise PadimError(
-            f"{path} is a damaged model, or one of a newer padim: its metadata can't be understood"
-        ) from error
+        raise not_understood(path, "its metadata can't be understood") from error
